@@ -1,0 +1,39 @@
+"""What a dataset is to the rest of the toolkit: class names, and image paths with labels in three parts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a dataset: image paths relative to `Dataset.root`, and a label for each."""
+
+    paths: Sequence[str]
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return self.paths[index], int(self.labels[index])
+
+    def subset(self, indices: Sequence[int]) -> "Split":
+        """Return the items at `indices`, in that order."""
+        return Split([self.paths[i] for i in indices], [int(self.labels[i]) for i in indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset that has been read and checked: labels run 0..c-1 and index `class_names`."""
+
+    name: str
+    root: Path
+    class_names: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    template: str
+    split_source: str  # where the split comes from, e.g. "split_zhou_EuroSAT.json" or "own split: 50/20/30 per class"
+    digest: str  # sha256 over every part's (path, label, class name): two equal digests are the same data
+    notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,20 @@
+"""The one kind of error that a user can cause, and how it speaks."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CoopError(Exception):
+    """A user's mistake: what was asked, what was found, what to do. The command line prints it and exits with 2."""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> CoopError:
+    """Return the error for a `name` that is none of `choices`, with the closest match first.
+
+    >>> unknown("dataset", "eurosta", ["dtd", "eurosat"]).args[0]
+    "unknown dataset 'eurosta': did you mean 'eurosat'? Known: dtd, eurosat"
+    """
+    choices = sorted(choices)
+    close = get_close_matches(name, choices, n=1, cutoff=0.6)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return CoopError(f"unknown {kind} '{name}': {hint}Known: {', '.join(choices)}")
