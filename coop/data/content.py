@@ -41,10 +41,9 @@ def names_of(parts: Mapping[str, Sequence[Row]], source: str, same_names: bool =
     """
     names: dict[int, str] = {}
     for part, rows in parts.items():
-        for number, (path, label, name) in enumerate(rows):
-            fault = path_fault(path) or _label_fault(label) or _name_fault(name)
-            if fault:
-                raise CoopError(f"{source}: item {number} of '{part}' is wrong: {fault}")
+        for number, row in enumerate(rows):
+            check_row(row, f"{source}: item {number} of '{part}'")
+            _, label, name = row
             if names.setdefault(label, name) != name:
                 raise CoopError(f"{source}: label {label} has two class names, '{names[label]}' and '{name}'")
     gaps = sorted(set(range(len(names))) - set(names))
@@ -57,6 +56,15 @@ def names_of(parts: Mapping[str, Sequence[Row]], source: str, same_names: bool =
     if not same_names:
         check_distinct(ordered, source)
     return ordered
+
+
+def check_row(row: Sequence[object], where: str) -> None:
+    """Raise CoopError if `row` is not a path inside a folder, a label and a class name."""
+    if len(row) != 3:
+        raise CoopError(f"{where} must be [path, label, class name], not {row!r}")
+    fault = path_fault(row[0]) or _label_fault(row[1]) or _name_fault(row[2])
+    if fault:
+        raise CoopError(f"{where} is wrong: {fault}")
 
 
 def _label_fault(label: object) -> str | None:

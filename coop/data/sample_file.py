@@ -7,9 +7,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from coop.data.content import Row
+from coop.data.content import Row, check_row
 from coop.data.dataset import Dataset, Split
-from coop.data.paths import path_fault
 from coop.data.split_file import load_json
 from coop.errors import CoopError
 
@@ -65,13 +64,9 @@ def _checked(path: Path, part: str, rows: object, dataset: Dataset, whole: Split
     names = dict(enumerate(dataset.class_names))
     wanted: dict[str, int] = {}
     for number, row in enumerate(rows):
-        if not isinstance(row, list) or len(row) != 3:
-            raise CoopError(f"{path}: item {number} of '{part}' must be [path, label, class name], not {row!r}")
+        check_row(row if isinstance(row, list) else [row], f"{path}: item {number} of '{part}'")
         image, label, name = row
-        fault = path_fault(image)
-        if fault:
-            raise CoopError(f"{path}: item {number} of '{part}' is wrong: {fault}")
-        if not isinstance(label, int) or names.get(label) != name:
+        if names.get(label) != name:
             raise CoopError(
                 f"{path}: '{image}' has label {label!r} and class '{name}', "
                 f"which is not a class of dataset '{dataset.name}'"

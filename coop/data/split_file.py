@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from coop.data.content import PARTS, Content, Row, names_of, split_of
+from coop.data.content import PARTS, Content, Row, check_row, names_of, split_of
 from coop.data.description import Description, OfficialSplit
 from coop.errors import CoopError
 
@@ -16,7 +16,7 @@ def load_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise CoopError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CoopError(f"{path} is not a JSON file: {error}") from error
 
 
@@ -32,8 +32,7 @@ def load_split_file(path: Path) -> dict[str, list[Row]]:
         if not isinstance(rows, list):
             raise CoopError(f"{path}: '{part}' must be a list of [path, label, class name], not {type(rows).__name__}")
         for number, row in enumerate(rows):
-            if not isinstance(row, list) or len(row) != 3:
-                raise CoopError(f"{path}: item {number} of '{part}' must be [path, label, class name], not {row!r}")
+            check_row(row if isinstance(row, list) else [row], f"{path}: item {number} of '{part}'")
         parts[part] = [(row[0], row[1], row[2]) for row in rows]
     return parts
 
