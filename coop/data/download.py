@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import (
@@ -119,7 +119,7 @@ def _fetch(url: str, part: Path, bar: Progress, task: TaskID) -> None:
         raise CoopError(f"'{url}' is not a web address: {error}") from error
 
 
-def _copy(answer: IO[bytes], file: IO[bytes], bar: Progress, task: TaskID) -> None:
+def _copy(answer: http.client.HTTPResponse, file: BinaryIO, bar: Progress, task: TaskID) -> None:
     while block := answer.read(BLOCK):
         file.write(block)
         bar.advance(task, len(block))

@@ -94,7 +94,7 @@ def _kept_file(place: Path, below: str, folders: Sequence[str]) -> Path:
 def _load(kept: Path, stamps: np.ndarray) -> tuple[bytes, np.ndarray] | None:
     """Return the kept listing if it is whole and of these time stamps."""
     try:
-        with np.load(kept) as arrays:
+        with kept.open("rb") as file, np.load(file) as arrays:
             if not np.array_equal(arrays["stamps"], stamps):
                 return None
             return arrays["block"].tobytes(), arrays["counts"]

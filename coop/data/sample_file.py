@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from coop.data.content import Row, check_row
+from coop.data.content import Row, check_rows
 from coop.data.dataset import Dataset, Split
 from coop.data.split_file import load_json
 from coop.errors import CoopError
@@ -63,9 +63,8 @@ def _checked(path: Path, part: str, rows: object, dataset: Dataset, whole: Split
         raise CoopError(f"{path}: '{part}' must be a list of [path, label, class name]")
     names = dict(enumerate(dataset.class_names))
     wanted: dict[str, int] = {}
-    for number, row in enumerate(rows):
-        check_row(row if isinstance(row, list) else [row], f"{path}: item {number} of '{part}'")
-        image, label, name = row
+    check_rows(rows, f"{path}: '{part}'")
+    for image, label, name in rows:
         if names.get(label) != name:
             raise CoopError(
                 f"{path}: '{image}' has label {label!r} and class '{name}', "
