@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from tabulate import tabulate
 
 from coop.data.check import SHOWN, check_dataset, class_counts, part_of
@@ -41,8 +42,7 @@ def _add(commands: Any, name: str, run: Callable[[Namespace], int], text: str, o
     parser: ArgumentParser = commands.add_parser(name, help=text, description=text)
     if own:
         parser.add_argument("name", help="dataset, see 'coop data list'; folder and csv are your own")
-        parser.add_argument("--root", help="the dataset's folder, instead of DATA_ROOT/<its directory>")
-        parser.add_argument("--file", help="the CSV of dataset csv")
+        parser.add_argument("overrides", nargs="*", metavar="dataset.KEY=VALUE", help="e.g. dataset.root=FOLDER")
     default = Path(os.environ.get("COOP_DATA", "data"))
     parser.add_argument("--data-root", type=Path, default=default, help="folder of all datasets (COOP_DATA, ./data)")
     parser.set_defaults(run=run)
@@ -55,7 +55,13 @@ def parse_shots(text: str) -> Shots:
 
 
 def _described(args: Namespace) -> Description:
-    return load_description(args.name, root=args.root, file=args.file)
+    """Return the description that the arguments name, with their overrides, as `coop run` takes them."""
+    wrong = [word for word in args.overrides if not word.startswith("dataset.") or "=" not in word]
+    if wrong:
+        raise CoopError(f"'{wrong[0]}' is no dataset.KEY=VALUE, e.g. dataset.root=FOLDER")
+    overrides = OmegaConf.to_container(OmegaConf.from_dotlist(args.overrides)) or {}
+    assert isinstance(overrides, dict)
+    return load_description(args.name, **overrides.get("dataset", {}))
 
 
 def run_list(args: Namespace) -> int:
@@ -70,7 +76,14 @@ def _list_row(description: Description, data_root: Path) -> list[str]:
     """Return name, classes, how many of the whole dataset's images are there, split, licence, folder."""
     name, expected = description.name, description.expected
     if not description.directory:
-        return [name, "", "yours", "", "", "--root FOLDER" if description.reader == "folder" else "--file CSV"]
+        return [
+            name,
+            "",
+            "yours",
+            "",
+            "",
+            "dataset.root=FOLDER" if description.reader == "folder" else "dataset.file=CSV",
+        ]
     folder = dataset_folder(description, data_root)
     end = [description.licence, str(folder)]
     if not folder.is_dir():

@@ -69,9 +69,7 @@ def download(url: str, path: Path, md5: str | None = None, sha256: str | None = 
             except _Broken as error:
                 failures = 1 if _size(part) > before else failures + 1
                 if failures >= TRIES:
-                    raise CoopError(
-                        f"{url} broke off {TRIES} times ({error}); run this again to go on from there"
-                    ) from error
+                    raise CoopError(f"{TRIES} tries brought no more of {url}: {error}; run this again later") from error
                 time.sleep(pause * 2 ** (failures - 1))
     try:
         check_sum(part, md5, sha256, url)

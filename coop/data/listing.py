@@ -23,6 +23,7 @@ from coop.progress import track
 WORTH_KEEPING = 20_000  # files; fewer are listed as fast as a kept listing is checked
 SETTLED = 2.0  # seconds: a folder changed later than this before listing may change again within its time stamp
 FORMAT = 1
+JUNK = ("__MACOSX",)  # what unpacking leaves behind
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def class_folders(root: Path, ignore: Sequence[str] = ()) -> list[str]:
     """Return the names of the folders in `root`, sorted, without hidden and ignored ones."""
     try:
         with os.scandir(root) as entries:
-            names = [e.name for e in entries if not e.name.startswith(".") and e.name not in ignore and e.is_dir()]
+            names = [e.name for e in entries if e.name[0] != "." and e.name not in (*JUNK, *ignore) and e.is_dir()]
     except OSError as error:
         raise CoopError(f"cannot list {root}: {error.strerror}") from error
     if any("\n" in name for name in names):

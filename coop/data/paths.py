@@ -40,6 +40,9 @@ class CompactPaths(Sequence[str]):
         start = int(self._ends[index - 1]) + 1 if index else 0
         return self.block[start : int(self._ends[index])].decode(*ENCODING)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CompactPaths) and self.block == other.block
+
     def __iter__(self) -> Iterator[str]:
         start = 0
         for end in self._ends.tolist():

@@ -27,13 +27,13 @@ def prepare(description: Description, data_root: Path, say: Callable[[str], None
     work.mkdir(parents=True, exist_ok=True)
     failures = 0
     with FileLock(work / "lock"):
+        frame_faults = _frames(description, folder, say)
         for item in wanted(description):
             try:
                 say(_obtain(item, folder, work))
             except CoopError as error:
                 failures += 1
                 say(f"FAILED: {error}. By hand: put {file_name(item)} into {folder} and run this again")
-        frame_faults = _frames(description, folder, say)
     done = is_complete(description, folder)
     if description.manual and not done:
         say(f"By hand, in {folder}: {description.manual}")
@@ -87,7 +87,12 @@ def _obtain(item: Download, folder: Path, work: Path) -> str:
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, place)
         return f"{item.creates}: fetched"
-    _unpack(file, item.member, item, folder, work)
+    try:
+        _unpack(file, item.member, item, folder, work)
+    except CoopError:
+        if file != by_hand and not (item.md5 or item.sha256):
+            file.unlink()  # nobody knows whether it is what it should be
+        raise
     if file != by_hand:
         file.unlink()
     return f"{item.done_when or item.creates}: unpacked from {file.name}"
