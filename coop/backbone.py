@@ -30,7 +30,7 @@ class Backbone:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         preprocess: Callable[[Any], Tensor],
         tokenizer: Tokenizer,
         architecture: str = "custom",
@@ -45,7 +45,7 @@ class Backbone:
         self.vocabulary = Vocabulary.of(tokenizer)
         self.device = self.tower.device
         self.dtype = self.tower.dtype
-        scale, bias = model.logit_scale, getattr(model, "logit_bias", None)
+        scale, bias = self.model.logit_scale, getattr(self.model, "logit_bias", None)
         self.logit_scale = float(scale.detach().exp())
         self.logit_bias = 0.0 if bias is None else float(bias.detach())
         self._identity: str | None = None
@@ -81,7 +81,9 @@ class Backbone:
         """Return the class features of prompts as a function of their context."""
         return PromptEncoder(self.tower, rows, self.vocabulary.pad)
 
-    def learned_rows(self, class_names: Sequence[str], n_ctx: int, ctx_position: str, class_specific: bool) -> list[Row]:
+    def learned_rows(
+        self, class_names: Sequence[str], n_ctx: int, ctx_position: str, class_specific: bool
+    ) -> list[Row]:
         """Return the layout of prompts with learned context; see `coop.text.layout.learned_rows`."""
         length = self.tower.context_length
         return learned_rows(self.vocabulary, class_names, n_ctx, ctx_position, class_specific, length)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +14,6 @@ def assets() -> Path:
     if not place or not Path(place).is_dir():
         pytest.skip("COOP_TEST_ASSETS does not name the folder of development assets")
     return Path(place).resolve()
+
+
+torch.set_num_threads(1)  # tests run side by side: more threads than cores make every one wait

@@ -40,6 +40,17 @@ class _Chunk:
     last: Tensor  # (c,) packed row of each class's EOT
 
 
+@dataclass(frozen=True)
+class _FullChunk:
+    """Some classes as padded sequences, for towers whose tokens look at everything."""
+
+    base: Tensor  # (c * l, d), as in _Chunk
+    ctx_rows: Tensor
+    ctx_slots: Tensor
+    ids: Tensor  # (c, l) token ids, with a stand-in where the context goes
+    pooled: Tensor  # (c,) position whose state is the class's
+
+
 class PromptEncoder:
     """The class features of fixed prompts as a function of the context.
 
@@ -49,16 +60,15 @@ class PromptEncoder:
 
     def __init__(self, tower: TextTower, rows: Sequence[Row], pad: int = 0, budget: int = ACTIVATION_BUDGET) -> None:
         self.tower = tower
-        self.shared = shared_length(rows) if tower.shares_prefixes else 0
         if tower.shares_prefixes:
+            self.shared = shared_length(rows)
             order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-            inverse = torch.tensor(order).argsort()
-            self.order = inverse.to(tower.device)
+            self.order = torch.tensor(order).argsort().to(tower.device)
             self.chunks = self._pack([rows[i] for i in order], budget)
             self.tokens = sum(len(chunk.base) for chunk in self.chunks)
         else:
-            self._full(rows, pad)
-            self.tokens = self.ids.numel()
+            self.full_chunks = self._pack_full(rows, pad, budget)
+            self.tokens = sum(chunk.ids.numel() for chunk in self.full_chunks)
 
     def __call__(self, context: Float[Tensor, "*b k d"] | None = None) -> Float[Tensor, "*b c e"]:
         """Return unnormalised class features, in float32, for a context table (k, d) or one per image (b, k, d)."""
@@ -174,25 +184,40 @@ class PromptEncoder:
 
     # full sequences, for towers without a causal mask
 
-    def _full(self, rows: Sequence[Row], pad: int) -> None:
+    def _pack_full(self, rows: Sequence[Row], pad: int, budget: int) -> list[_FullChunk]:
+        """Pad rows to the tower's length and split them into chunks whose activations (18 widths a token) fit."""
         tower, length = self.tower, self.tower.context_length
-        slots = torch.tensor([list(row) + [pad] * (length - len(row)) for row in rows])
-        ends = torch.tensor([len(row) - 1 for row in rows])
-        self.pooled = {"last": torch.full_like(ends, length - 1), "first": torch.zeros_like(ends)}.get(tower.pool, ends)
-        self.pooled = self.pooled.to(tower.device)
-        stand_in = next(i for i in (0, 1, 2) if i != pad)
-        self.ids = torch.where(slots < 0, stand_in, slots).to(tower.device)
-        base, self.ctx_rows, self.ctx_slots = self._base(slots.flatten(), torch.arange(length).repeat(len(rows)))
-        self.base = base
+        per_class = 18 * tower.width * tower.layers * 4 * length
+        size = max(budget // per_class, 1)
+        stand_in = next(i for i in (0, 1, 2) if i != pad)  # any token but padding: masks and pooling look at ids
+        chunks = []
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            slots = torch.tensor([list(row) + [pad] * (length - len(row)) for row in some])
+            ends = {"last": [length - 1] * len(some), "first": [0] * len(some)}.get(
+                tower.pool, [len(row) - 1 for row in some]
+            )
+            ids = torch.where(slots < 0, stand_in, slots).to(tower.device)
+            base = self._base(slots.flatten(), torch.arange(length).repeat(len(some)))
+            chunks.append(_FullChunk(*base, ids, torch.tensor(ends, device=tower.device)))
+        return chunks
 
     def _full_states(self, context: Float[Tensor, "b k d"]) -> Float[Tensor, "b c d"]:
-        classes, length = self.ids.shape
+        recompute = len(self.full_chunks) * len(context) > 1 and context.requires_grad and torch.is_grad_enabled()
         states = []
-        for table in context:
-            x = self.base.index_add(0, self.ctx_rows, table.float()[self.ctx_slots])
-            x = x.view(classes, length, -1)
-            states.append(self.tower.run_full(x, self.ids, self.pooled))
+        for table in context.float():
+            runs = [
+                checkpoint(self._run_full, chunk, table, use_reentrant=False)
+                if recompute
+                else self._run_full(chunk, table)
+                for chunk in self.full_chunks
+            ]
+            states.append(torch.cat(runs))
         return torch.stack(states)
+
+    def _run_full(self, chunk: _FullChunk, table: Float[Tensor, "k d"]) -> Float[Tensor, "c d"]:
+        x = chunk.base.index_add(0, chunk.ctx_rows, table[chunk.ctx_slots])
+        return self.tower.run_full(x.view(*chunk.ids.shape, -1), chunk.ids, chunk.pooled)
 
 
 def _attend(

@@ -77,7 +77,7 @@ def learned_rows(
 ) -> list[Row]:
     """Return one row per class, with the context's slots in place.
 
-    Class i of a class-specific context owns the slots i * n_ctx .. (i + 1) * n_ctx - 1; a unified one has 0 .. n_ctx - 1.
+    Class i of a class-specific context owns the slots i * n_ctx to (i + 1) * n_ctx - 1; a unified one, 0 to n_ctx - 1.
     Raises CoopError for an unknown position, or a prompt longer than `context_length`.
     """
     if ctx_position not in CTX_POSITIONS:
@@ -95,9 +95,7 @@ def learned_rows(
     return rows
 
 
-def template_rows(
-    vocabulary: Vocabulary, template: str, class_names: Sequence[str], context_length: int
-) -> list[Row]:
+def template_rows(vocabulary: Vocabulary, template: str, class_names: Sequence[str], context_length: int) -> list[Row]:
     """Return one row per class of a hand-written template with `{}` for the name.
 
     Raises CoopError for a template without exactly one `{}`, or a prompt longer than `context_length`.
