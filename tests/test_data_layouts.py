@@ -143,8 +143,8 @@ def test_fgvc_aircraft_has_an_official_split(tmp_path: Path) -> None:
     assert dataset.train[0] == ("0000001.jpg", 1)
     assert dataset.split_source.startswith("official")
     assert dataset.notes == (
-        "1 classes have no train images, first 'DH-82 Tiger Moth'",
-        "1 classes have no test images, first 'A340-200'",
+        "classes without train images: 1, first 'DH-82 Tiger Moth'",
+        "classes without test images: 1, first 'A340-200'",
     )
 
 
@@ -246,4 +246,4 @@ def test_split_file_wins_over_annotations(tmp_path: Path) -> None:
     dataset = read("stanford_cars", tmp_path)
     assert dataset.class_names == ("2012 Car", "2011 Car")
     assert "not the official file" in dataset.split_source
-    assert dataset.notes == ("1 images are listed more than once, first 'cars_train/2.jpg'",)
+    assert dataset.notes == ("images listed more than once: 1, first 'cars_train/2.jpg'",)
