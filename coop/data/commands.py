@@ -76,14 +76,8 @@ def _list_row(description: Description, data_root: Path) -> list[str]:
     """Return name, classes, how many of the whole dataset's images are there, split, licence, folder."""
     name, expected = description.name, description.expected
     if not description.directory:
-        return [
-            name,
-            "",
-            "yours",
-            "",
-            "",
-            "dataset.root=FOLDER" if description.reader == "folder" else "dataset.file=CSV",
-        ]
+        place = "dataset.file=CSV" if description.reader == "csv" else "dataset.root=FOLDER"
+        return [name, "", "yours", "", "", place]
     folder = dataset_folder(description, data_root)
     end = [description.licence, str(folder)]
     if not folder.is_dir():

@@ -37,18 +37,20 @@ def prepare(description: Description, data_root: Path, say: Callable[[str], None
     done = is_complete(description, folder)
     if description.manual and not done:
         say(f"By hand, in {folder}: {description.manual}")
-    if not failures and done:
-        shutil.rmtree(work, ignore_errors=True)
     return not failures and not frame_faults and done
 
 
 @contextmanager
 def _alone(work: Path) -> Iterator[None]:
-    """Make the work folder and keep other calls out of it."""
+    """Make the work folder and keep other calls out of it; remove it again unless parts of downloads are kept there."""
     try:
         work.mkdir(parents=True, exist_ok=True)
         with FileLock(work / "lock", timeout=0):
             yield
+        if [child.name for child in work.iterdir()] == ["lock"]:
+            shutil.rmtree(work)
+            if not any(work.parent.iterdir()):
+                work.parent.rmdir()
     except Timeout as error:
         raise CoopError(f"another 'coop data prepare' is at work in {work.parent}") from error
     except OSError as error:
