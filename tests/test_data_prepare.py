@@ -74,7 +74,7 @@ def test_archives_are_unpacked_whole_or_in_part(tmp_path: Path, name: str, conte
     "name, content, fault",
     [
         ("a.tar", tar_bytes({"../out": b"x"}, mode="w"), "'../out' leaves the target folder"),
-        ("a.tar", tar_bytes({"/tmp/out": b"x"}, mode="w"), "leaves the target folder"),
+        ("a.tar", tar_bytes({"/etc/out": b"x"}, mode="w"), "leaves the target folder"),
         ("a.tar", tar_bytes({"a": b"x"}, link("b", "/etc"), mode="w"), "'b' is a link"),
         ("a.tar", tar_bytes({"a": b"x"}, link("b", "a", tarfile.LNKTYPE), mode="w"), "'b' is a link"),
         ("a.tar", tar_bytes({}, link("pipe", "", tarfile.FIFOTYPE), mode="w"), "or a device"),
