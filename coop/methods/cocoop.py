@@ -1,0 +1,98 @@
+"""CoCoOp: a context that depends on the image (Zhou et al., CVPR 2022)."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from coop.backbone import Backbone
+from coop.errors import CoopError, unknown
+from coop.methods.base import Classes, generator
+from coop.methods.coop import PromptLearner
+from coop.methods.layers import linear
+from coop.methods.trained import Trained
+from coop.progress import track
+from coop.text.layout import CTX_POSITIONS
+from coop.train import Training
+
+FEATURES_AT_ONCE = 2**16  # class features held for one chunk of test images: images x classes
+
+
+@dataclass(frozen=True)
+class CoCoOpOptions(Training):
+    """`ctx_init` words, or None for `n_ctx` random vectors; the defaults are the paper's."""
+
+    epochs: int | None = 10
+    batch_size: int = 1
+    n_ctx: int = 4
+    ctx_position: str = "end"
+    ctx_init: str | None = "a photo of a"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ctx_position not in CTX_POSITIONS:
+            raise unknown("ctx_position", self.ctx_position, CTX_POSITIONS)
+        if self.n_ctx < 1:
+            raise CoopError(f"n_ctx={self.n_ctx}: give at least 1 context vector")
+
+
+class CoCoOp(Trained):
+    """p(y = i | x) = softmax_i(exp(logit scale) * cos(f(x), g(t_i(x)))), t_i(x) = [V_1 + pi(x)] .. [V_M + pi(x)] [CLASS_i].
+
+    The meta-net pi(x) = W_2 relu(W_1 f(x)/|f(x)| + b_1) + b_2, with e/16 hidden units, is learned together with V.
+    Every image has class features of its own, in training and at test. Within an image all classes share the context,
+    so it is computed once for them; images and classes are chunked to the encoder's budget of memory.
+    Departures from the released code: everything learned is float32; batches of any size; any `ctx_position`.
+    """
+
+    name = "cocoop"
+    Options = CoCoOpOptions
+
+    def __init__(self, backbone: Backbone, classes: Classes, options: CoCoOpOptions, seed: int = 1) -> None:
+        super().__init__(backbone, classes, options, seed)
+        random = generator(seed)
+        self.learner = PromptLearner(
+            backbone, classes.names, options.n_ctx, options.ctx_position, ctx_init=options.ctx_init, generator=random
+        )
+        e, hidden = backbone.joint_width, max(backbone.joint_width // 16, 1)
+        self.meta_net = nn.Sequential(
+            OrderedDict(
+                linear1=linear(e, hidden, generator=random),
+                relu=nn.ReLU(),
+                linear2=linear(hidden, backbone.width, generator=random),
+            )
+        ).to(backbone.device)
+
+    def class_features(self, features: Float[Tensor, "b e"]) -> Float[Tensor, "b c e"]:
+        """Return each image's normalised class features, differentiable in what is learned."""
+        shift = self.meta_net(F.normalize(features, dim=-1))
+        return F.normalize(self.learner.encoder(self.learner.ctx + shift[:, None]), dim=-1)
+
+    def scores(self, features: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
+        """Return scaled cosine similarities, differentiable in what is learned."""
+        features = features.to(self.backbone.device).float()
+        cosines = torch.einsum("be,bce->bc", F.normalize(features, dim=-1), self.class_features(features))
+        return self.backbone.logit_scale * cosines + self.backbone.logit_bias
+
+    def loss(self, features: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Return the batch's cross-entropy."""
+        return F.cross_entropy(self.scores(features), labels.to(self.backbone.device))
+
+    @torch.no_grad()
+    def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
+        """Return scaled cosine similarities; the text tower runs for every image."""
+        parts = features.split(max(FEATURES_AT_ONCE // len(self.classes.names), 1))
+        return torch.cat([self.scores(part) for part in track(parts, "classifying images", len(parts))])
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return `ctx` (m, d) and the meta-net's layers, named as in the released code."""
+        return {"ctx": self.learner.ctx, **{f"meta_net.{k}": p for k, p in self.meta_net.named_parameters()}}
+
+    def for_classes(self, classes: Classes) -> "CoCoOp":
+        """Return the same context and meta-net before other class names."""
+        moved = CoCoOp(self.backbone, classes, self.options, self.seed)
+        moved.load_state(self.state())
+        return moved
