@@ -60,9 +60,7 @@ def follow(method: Trained, tiny: Backbone, record: Record, ours: dict[str, str]
     ("case", "batch_size", "n_ctx", "words"),
     [("m4-batch1", 1, 4, None), ("m16-batch4", 4, 16, None), ("photo-batch4", 4, 4, "a photo of a")],
 )
-def test_cocoop(
-    golden: Path, tiny: Backbone, case: str, batch_size: int, n_ctx: int, words: str | None
-) -> None:
+def test_cocoop(golden: Path, tiny: Backbone, case: str, batch_size: int, n_ctx: int, words: str | None) -> None:
     record = load_file(golden / f"cocoop-{case}.safetensors")
     options = CoCoOpOptions(epochs=3, batch_size=batch_size, n_ctx=n_ctx, ctx_init=words)
     method = CoCoOp(tiny, golden_classes(golden), options)

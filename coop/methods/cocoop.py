@@ -9,38 +9,32 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from coop.backbone import Backbone
-from coop.errors import CoopError, unknown
+from coop.errors import CoopError
 from coop.methods.base import Classes, generator
-from coop.methods.coop import PromptLearner
+from coop.methods.coop import CoOpOptions, PromptLearner
 from coop.methods.layers import linear
 from coop.methods.trained import Trained
 from coop.progress import track
-from coop.text.layout import CTX_POSITIONS
-from coop.train import Training
 
 FEATURES_AT_ONCE = 2**16  # class features held for one chunk of test images: images x classes
 
 
 @dataclass(frozen=True)
-class CoCoOpOptions(Training):
-    """`ctx_init` words, or None for `n_ctx` random vectors; the defaults are the paper's."""
+class CoCoOpOptions(CoOpOptions):
+    """The defaults are the paper's. `class_specific` must be false: a context cannot depend on both."""
 
     epochs: int | None = 10
     batch_size: int = 1
-    n_ctx: int = 4
-    ctx_position: str = "end"
     ctx_init: str | None = "a photo of a"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ctx_position not in CTX_POSITIONS:
-            raise unknown("ctx_position", self.ctx_position, CTX_POSITIONS)
-        if self.n_ctx < 1:
-            raise CoopError(f"n_ctx={self.n_ctx}: give at least 1 context vector")
+        if self.class_specific:
+            raise CoopError("method=cocoop learns a context for each image, not for each class: class_specific=false")
 
 
 class CoCoOp(Trained):
-    """p(y = i | x) = softmax_i(exp(logit scale) * cos(f(x), g(t_i(x)))), t_i(x) = [V_1 + pi(x)] .. [V_M + pi(x)] [CLASS_i].
+    """p(y = i | x) = softmax_i(exp(logit scale) * cos(f(x), g(t_i(x)))), t_i(x) = [V_1 + pi(x)] .. [V_M + pi(x)] [i].
 
     The meta-net pi(x) = W_2 relu(W_1 f(x)/|f(x)| + b_1) + b_2, with e/16 hidden units, is learned together with V.
     Every image has class features of its own, in training and at test. Within an image all classes share the context,

@@ -15,7 +15,7 @@ from coop.train import epoch_batches, learning_rates, sgd, steps_per_epoch, trai
 
 
 class Trained(Method):
-    """A method whose `parameters` are trained on batches by `loss`, with the protocol's SGD; its options are `Training`.
+    """A method whose `parameters` are trained on batches by `loss`, with the protocol's SGD; `options` is a `Training`.
 
     `forget` drops what was computed from the parameters' former values.
     """
