@@ -1,4 +1,4 @@
-"""The descriptions are found in a checkout and in an installed package, where a library `datasets` may lie beside it."""
+"""Descriptions are found in a checkout and when installed, where a library called `datasets` may lie beside them."""
 
 import os
 import shutil

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from coop.data.description import Description, Download, OfficialSplit, parse_description
 from coop.data.extract import extract
@@ -73,7 +74,7 @@ def test_archives_are_unpacked_whole_or_in_part(tmp_path: Path, name: str, conte
     "name, content, fault",
     [
         ("a.tar", tar_bytes({"../out": b"x"}, mode="w"), "'../out' leaves the target folder"),
-        ("a.tar", tar_bytes({"/tmp/out": b"x"}, mode="w"), "leaves the target folder"),
+        ("a.tar", tar_bytes({"/etc/out": b"x"}, mode="w"), "leaves the target folder"),
         ("a.tar", tar_bytes({"a": b"x"}, link("b", "/etc"), mode="w"), "'b' is a link"),
         ("a.tar", tar_bytes({"a": b"x"}, link("b", "a", tarfile.LNKTYPE), mode="w"), "'b' is a link"),
         ("a.tar", tar_bytes({}, link("pipe", "", tarfile.FIFOTYPE), mode="w"), "or a device"),
@@ -156,7 +157,26 @@ def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
     said: list[str] = []
     assert not prepare(described(Download("http://127.0.0.1:9/a.tar", creates="images")), tmp_path, said.append)
     assert "has no 'images'" in said[0]
-    assert sorted(tree(tmp_path / "mini")) == [".prepare/lock", "a.tar"]
+    assert sorted(tree(tmp_path / "mini")) == ["a.tar"]
+
+
+def test_two_at_once_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "mini/.prepare").mkdir(parents=True)
+    with FileLock(tmp_path / "mini/.prepare/lock"), pytest.raises(CoopError, match="another 'coop data prepare'"):
+        prepare(described(), tmp_path, print)
+    (tmp_path / "file").touch()
+    with pytest.raises(CoopError, match="cannot write"):
+        prepare(described(), tmp_path / "file", print)
+
+
+def test_a_download_without_checksum_that_does_not_unpack_is_fetched_anew(tmp_path: Path) -> None:
+    good = tar_bytes({"images/1.jpg": b"one"})
+    with serving({"a.tar.gz": good[:-20]}) as server:
+        description = described(Download(server.url("a.tar.gz"), creates="images"))
+        assert not prepare(description, tmp_path, lambda _: None)
+        server.files["a.tar.gz"] = good
+        assert prepare(description, tmp_path, lambda _: None)
+    assert tree(tmp_path / "mini") == {"images/1.jpg": b"one"}
 
 
 def test_a_description_with_downloads_is_plain_data() -> None:

@@ -3,7 +3,7 @@
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,25 @@ from coop.data.split_file import load_split_file
 from coop.errors import CoopError
 
 
+class OverridesParser(ArgumentParser):
+    """Take dataset.KEY=VALUE words anywhere among the arguments, as `coop run` does; argparse alone cannot."""
+
+    def parse_known_args(  # type: ignore[override]  # argparse's own overloads say the same in four ways
+        self, args: Sequence[str] | None = None, namespace: Namespace | None = None
+    ) -> tuple[Namespace, list[str]]:
+        words = list(args or ())
+        overrides = [word for word in words if word.startswith("dataset.") and "=" in word]
+        parsed, rest = super().parse_known_args([word for word in words if word not in overrides], namespace)
+        parsed.overrides = overrides
+        return parsed, rest
+
+
 def add_data_commands(subparsers: Any) -> None:
     """Add `data` and its four commands to an argparse sub-parser; each sets `run`, a function of the arguments."""
     data: ArgumentParser = subparsers.add_parser("data", help="datasets: list, check, prepare, sample")
-    commands = data.add_subparsers(dest="data_command", required=True, metavar="list|check|prepare|sample")
+    commands = data.add_subparsers(
+        dest="data_command", required=True, metavar="list|check|prepare|sample", parser_class=OverridesParser
+    )
     _add(commands, "list", run_list, "what is there, how complete, under which licence")
     check = _add(commands, "check", run_check, "count, look for and decode every image", own=True)
     check.add_argument("--no-decode", action="store_true", help="look whether files are there, but do not read them")
@@ -42,7 +57,7 @@ def _add(commands: Any, name: str, run: Callable[[Namespace], int], text: str, o
     parser: ArgumentParser = commands.add_parser(name, help=text, description=text)
     if own:
         parser.add_argument("name", help="dataset, see 'coop data list'; folder and csv are your own")
-        parser.add_argument("overrides", nargs="*", metavar="dataset.KEY=VALUE", help="e.g. dataset.root=FOLDER")
+        parser.epilog = "dataset.KEY=VALUE changes the description, e.g. dataset.root=FOLDER"
     default = Path(os.environ.get("COOP_DATA", "data"))
     parser.add_argument("--data-root", type=Path, default=default, help="folder of all datasets (COOP_DATA, ./data)")
     parser.set_defaults(run=run)
@@ -56,9 +71,6 @@ def parse_shots(text: str) -> Shots:
 
 def _described(args: Namespace) -> Description:
     """Return the description that the arguments name, with their overrides, as `coop run` takes them."""
-    wrong = [word for word in args.overrides if not word.startswith("dataset.") or "=" not in word]
-    if wrong:
-        raise CoopError(f"'{wrong[0]}' is no dataset.KEY=VALUE, e.g. dataset.root=FOLDER")
     overrides = OmegaConf.to_container(OmegaConf.from_dotlist(args.overrides)) or {}
     assert isinstance(overrides, dict)
     return load_description(args.name, **overrides.get("dataset", {}))
@@ -76,14 +88,8 @@ def _list_row(description: Description, data_root: Path) -> list[str]:
     """Return name, classes, how many of the whole dataset's images are there, split, licence, folder."""
     name, expected = description.name, description.expected
     if not description.directory:
-        return [
-            name,
-            "",
-            "yours",
-            "",
-            "",
-            "dataset.root=FOLDER" if description.reader == "folder" else "dataset.file=CSV",
-        ]
+        place = "dataset.file=CSV" if description.reader == "csv" else "dataset.root=FOLDER"
+        return [name, "", "yours", "", "", place]
     folder = dataset_folder(description, data_root)
     end = [description.licence, str(folder)]
     if not folder.is_dir():
@@ -97,7 +103,8 @@ def _list_row(description: Description, data_root: Path) -> list[str]:
     here = len(paths) - len(file_faults(dataset.root, paths, dataset.follow_links))
     whole = sum(getattr(expected, part) or 0 for part in parts)
     state = f"{here} of {whole or len(paths)} images"
-    return [name, str(len(dataset.class_names)), state, dataset.split_source, *end]
+    kind = "own split" if dataset.own_split else "changed" if "not the official" in dataset.split_source else "official"
+    return [name, str(len(dataset.class_names)), state, kind, *end]
 
 
 def run_check(args: Namespace) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coop.data.dataset import EMPTY, Split
-from coop.data.paths import OUTSIDE, path_fault
+from coop.data.paths import ODD, OUTSIDE, path_fault, shortened
 from coop.errors import CoopError
 
 PARTS = ("train", "val", "test")
@@ -65,14 +65,14 @@ def check_rows(rows: Sequence[Any], where: str) -> None:
     """
     for number, row in enumerate(rows):
         if not isinstance(row, (list, tuple)) or len(row) != 3:
-            raise CoopError(f"{where}, item {number} must be [path, label, class name], not {row!r}")
+            raise CoopError(f"{where}, item {number} must be [path, label, class name], not {shortened(row)}")
         path, label, name = row
-        if type(path) is not str or not path.strip() or OUTSIDE.search(path) or "\n" in path:
+        if type(path) is not str or not path.strip() or OUTSIDE.search(path) or ODD.search(path):
             raise CoopError(f"{where}, item {number}: {path_fault(path)}")
         if type(label) is not int or label < 0:
-            raise CoopError(f"{where}, item {number}: {label!r} is not a label")
-        if type(name) is not str or not name.strip():
-            raise CoopError(f"{where}, item {number}: {name!r} is not a class name")
+            raise CoopError(f"{where}, item {number}: {shortened(label)} is not a label")
+        if type(name) is not str or not name.strip() or ODD.search(name):
+            raise CoopError(f"{where}, item {number}: {shortened(name)} is not a class name")
 
 
 def check_distinct(names: Sequence[str], source: str) -> None:
@@ -92,9 +92,9 @@ def content_notes(content: Content) -> list[str]:
         seen = Counter(path for part in PARTS for path in content.part(part).paths)
         repeated = [path for path, count in seen.items() if count > 1]
         if repeated:
-            notes.append(f"{len(repeated)} images are listed more than once, first '{repeated[0]}'")
+            notes.append(f"images listed more than once: {len(repeated)}, first '{repeated[0]}'")
     for part in ("train", "test"):
         lacking = sorted(set(range(len(content.class_names))) - set(content.part(part).labels))
         if lacking and len(content.part(part)):
-            notes.append(f"{len(lacking)} classes have no {part} images, first '{content.class_names[lacking[0]]}'")
+            notes.append(f"classes without {part} images: {len(lacking)}, first '{content.class_names[lacking[0]]}'")
     return notes

@@ -100,7 +100,7 @@ def dataset_descriptions() -> dict[str, Path]:
     return {path.stem: path for path in sorted(resource_folder("datasets").glob("*.yaml"))}
 
 
-def load_description(name: str, **overrides: Any) -> Description:
+def load_description(name: str, /, **overrides: Any) -> Description:
     """Return the description called `name`, with the overrides that are not None."""
     files = dataset_descriptions()
     if name not in files:

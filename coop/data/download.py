@@ -138,8 +138,8 @@ def check_sum(path: Path, md5: str | None, sha256: str | None, source: str) -> N
     """Raise CoopError if the file has another checksum than the one that is known."""
     for name, expected in (("sha256", sha256), ("md5", md5)):
         if expected:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, name).hexdigest()
+            with bytes_bar() as bar, bar.open(path, "rb", description=f"checking {path.name}") as file:
+                found = hashlib.file_digest(file, name).hexdigest()  # type: ignore[arg-type]
             if found != expected:
                 raise CoopError(f"{source} is not the file that it should be: {name} {found}, expected {expected}")
 

@@ -15,7 +15,10 @@ SUFFIXES = (".avi", ".mp4", ".mkv", ".webm")
 
 
 def middle_frame(video: Path) -> Image:
-    """Return frame n // 2 of a video's n frames, decoded from the start; CoopError if it cannot be decoded."""
+    """Return frame n // 2 of a video's n frames, counted by decoding; CoopError if it cannot be decoded.
+
+    CoOp publishes its frames, not how it took them: for its exact pixels use its own archive.
+    """
     try:
         import av
     except ImportError as error:

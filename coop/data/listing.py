@@ -71,15 +71,20 @@ def _list(root: Path, below: str, folders: Sequence[str]) -> tuple[bytes, np.nda
     blocks, counts = [], []
     prefix = f"{below}/" if below else ""
     for folder in track(folders, f"listing {root / below}", total=len(folders)):
-        names = sorted(
-            name for name in os.listdir(root / below / folder) if name.lower().endswith(SUFFIXES) and name[0] != "."
-        )
+        names = _image_names(root / below / folder)
         if any("\n" in name for name in names):
             raise CoopError(f"an image in {root / below / folder} has a line break in its name: rename it")
         counts.append(len(names))
         if names:
             blocks.append("\n".join(f"{prefix}{folder}/{name}" for name in names).encode(*ENCODING))
     return b"\n".join(blocks), np.asarray(counts, dtype=np.int64)
+
+
+def _image_names(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES) and name[0] != ".")
+    except OSError as error:
+        raise CoopError(f"cannot list {folder}: {error.strerror}") from error
 
 
 def _time_stamps(place: Path, folders: Sequence[str]) -> np.ndarray:

@@ -2,11 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from coop.data.description import Description, Download, dataset_folder
 from coop.data.download import check_sum, download
@@ -24,9 +25,8 @@ def prepare(description: Description, data_root: Path, say: Callable[[str], None
     """
     folder = dataset_folder(description, data_root)
     work = folder / WORK
-    work.mkdir(parents=True, exist_ok=True)
     failures = 0
-    with FileLock(work / "lock"):
+    with _alone(work):
         frame_faults = _frames(description, folder, say)
         for item in wanted(description):
             try:
@@ -37,9 +37,24 @@ def prepare(description: Description, data_root: Path, say: Callable[[str], None
     done = is_complete(description, folder)
     if description.manual and not done:
         say(f"By hand, in {folder}: {description.manual}")
-    if not failures and done:
-        shutil.rmtree(work, ignore_errors=True)
     return not failures and not frame_faults and done
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Make the work folder and keep other calls out of it; remove it again unless parts of downloads are kept there."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with FileLock(work / "lock", timeout=0):
+            yield
+        if [child.name for child in work.iterdir()] == ["lock"]:
+            shutil.rmtree(work)
+            if not any(work.parent.iterdir()):
+                work.parent.rmdir()
+    except Timeout as error:
+        raise CoopError(f"another 'coop data prepare' is at work in {work.parent}") from error
+    except OSError as error:
+        raise CoopError(f"cannot write {error.filename or work}: {error.strerror}") from error
 
 
 def wanted(description: Description) -> list[Download]:

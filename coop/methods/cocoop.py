@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from coop.backbone import Backbone
 from coop.errors import CoopError
+from coop.features import LabelledFeatures
 from coop.methods.base import Classes, generator
 from coop.methods.coop import CoOpOptions, PromptLearner
 from coop.methods.layers import linear
@@ -49,7 +51,12 @@ class CoCoOp(Trained):
         super().__init__(backbone, classes, options, seed)
         random = generator(seed)
         self.learner = PromptLearner(
-            backbone, classes.names, options.n_ctx, options.ctx_position, ctx_init=options.ctx_init, generator=random
+            backbone,
+            classes.names,
+            options.n_ctx or 0,
+            options.ctx_position,
+            ctx_init=options.ctx_init,
+            generator=random,
         )
         e, hidden = backbone.joint_width, max(backbone.joint_width // 16, 1)
         self.meta_net = nn.Sequential(
@@ -80,6 +87,10 @@ class CoCoOp(Trained):
         """Return scaled cosine similarities; the text tower runs for every image."""
         parts = features.split(max(FEATURES_AT_ONCE // len(self.classes.names), 1))
         return torch.cat([self.scores(part) for part in track(parts, "classifying images", len(parts))])
+
+    def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
+        """Train context and meta-net; the last epoch is the result (`val` is not used)."""
+        return {"n_ctx": self.learner.n_ctx, **super().fit(train_set, val)}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return `ctx` (m, d) and the meta-net's layers, named as in the released code."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from coop.backbone import Backbone
 from coop.errors import CoopError, unknown
+from coop.features import LabelledFeatures
 from coop.methods.base import Classes, generator
 from coop.methods.trained import Trained
 from coop.methods.zero_shot import scaled_cosine
@@ -64,9 +66,9 @@ class PromptLearner(nn.Module):
 
 @dataclass(frozen=True)
 class CoOpOptions(Training):
-    """`ctx_init` words take the place of `n_ctx` random vectors."""
+    """`ctx_init` words take the place of `n_ctx` random vectors; their number of tokens then is n_ctx."""
 
-    n_ctx: int = 16
+    n_ctx: int | None = 16
     ctx_position: str = "end"
     class_specific: bool = False
     ctx_init: str | None = None
@@ -75,7 +77,9 @@ class CoOpOptions(Training):
         super().__post_init__()
         if self.ctx_position not in CTX_POSITIONS:
             raise unknown("ctx_position", self.ctx_position, CTX_POSITIONS)
-        if self.n_ctx < 1:
+        if self.ctx_init is not None:
+            object.__setattr__(self, "n_ctx", None)  # so that a sweep over n_ctx makes one run of given words
+        elif self.n_ctx is None or self.n_ctx < 1:
             raise CoopError(f"n_ctx={self.n_ctx}: give at least 1 context vector")
 
 
@@ -97,12 +101,22 @@ class CoOp(Trained):
     def _learner(self, classes: Classes) -> PromptLearner:
         o = self.options
         return PromptLearner(
-            self.backbone, classes.names, o.n_ctx, o.ctx_position, o.class_specific, o.ctx_init, generator(self.seed)
+            self.backbone,
+            classes.names,
+            o.n_ctx or 0,
+            o.ctx_position,
+            o.class_specific,
+            o.ctx_init,
+            generator(self.seed),
         )
 
     def loss(self, features: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Return the batch's cross-entropy."""
         return F.cross_entropy(scaled_cosine(self.backbone, features, self.learner.class_features()), labels)
+
+    def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
+        """Train the context; the last epoch is the result (`val` is not used)."""
+        return {"n_ctx": self.learner.n_ctx, **super().fit(train_set, val)}
 
     @torch.no_grad()
     def class_features(self) -> Float[Tensor, "c e"]:
