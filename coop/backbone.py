@@ -67,6 +67,11 @@ class Backbone:
         return self.tower.width
 
     @property
+    def joint_width(self) -> int:
+        """The width e of image and class features."""
+        return self.tower.joint_width
+
+    @property
     def token_embedding(self) -> Float[Tensor, "vocabulary d"]:
         """The frozen table of token embeddings."""
         return self.tower.token_embedding.detach()

@@ -9,7 +9,8 @@ Under a causal mask a token's state depends only on what stands before it. So
 (d) the last block computes queries and the MLP at EOT only.
 
 A leading axis of contexts (one per image, as CoCoOp needs) is carried through everything; CoOp's is of size 1.
-Prompts whose activations exceed a budget are run in chunks of classes and recomputed in the backward pass.
+Activations that exceed a budget are kept in part only and recomputed in the backward pass: as many contexts as fit are
+run together, or, where the classes alone are too many, one context and a chunk of classes.
 """
 
 from collections.abc import Sequence
@@ -61,10 +62,11 @@ class PromptEncoder:
     def __init__(self, tower: TextTower, rows: Sequence[Row], pad: int = 0, budget: int = ACTIVATION_BUDGET) -> None:
         self.tower = tower
         if tower.shares_prefixes:
+            self.limit = max(budget // (9 * tower.width * tower.layers * 4), 1)  # token states whose activations fit
             self.shared = shared_length(rows)
             order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
             self.order = torch.tensor(order).argsort().to(tower.device)
-            self.chunks = self._pack([rows[i] for i in order], budget)
+            self.chunks = self._pack([rows[i] for i in order])
             self.tokens = sum(len(chunk.base) for chunk in self.chunks)
         else:
             self.full_chunks = self._pack_full(rows, pad, budget)
@@ -84,16 +86,21 @@ class PromptEncoder:
     # shared prefixes
 
     def _shared_states(self, context: Float[Tensor, "b k d"]) -> Float[Tensor, "b c d"]:
+        together = context.split(max(self.limit // self.tokens, 1))
+        recompute = len(together) * len(self.chunks) > 1 and context.requires_grad and torch.is_grad_enabled()
+        return torch.cat([self._states(contexts, recompute) for contexts in together])[:, self.order]
+
+    def _states(self, context: Float[Tensor, "b k d"], recompute: bool) -> Float[Tensor, "b c d"]:
+        """Run all chunks, the first of which computes the shared prefix of the others; classes in packed order."""
         prefix: KeysValues = []
         states = []
-        recompute = len(self.chunks) > 1 and context.requires_grad and torch.is_grad_enabled()
         for chunk in self.chunks:
             if recompute:
                 out, prefix = checkpoint(self._run, chunk, context, prefix, use_reentrant=False)
             else:
                 out, prefix = self._run(chunk, context, prefix)
             states.append(out)
-        return torch.cat(states, dim=1)[:, self.order]
+        return torch.cat(states, dim=1)
 
     def _run(
         self, chunk: _Chunk, context: Float[Tensor, "b k d"], prefix: KeysValues
@@ -137,15 +144,13 @@ class PromptEncoder:
         out = F.linear(block.activation(hidden), block.c_proj.weight, block.c_proj.bias)
         return x + (out if block.scale_2 is None else out * block.scale_2), prefix
 
-    def _pack(self, rows: Sequence[Row], budget: int) -> list[_Chunk]:
+    def _pack(self, rows: Sequence[Row]) -> list[_Chunk]:
         """Split rows, ordered by length, into chunks whose saved activations (about 9 widths a token and block) fit."""
-        per_token = 9 * self.tower.width * self.tower.layers * 4
-        limit = max(budget // per_token, 1)
         chunks, start = [], 0
         while start < len(rows):
             used = 0 if start else self.shared
             end = start
-            while end < len(rows) and (end == start or used + len(rows[end]) - self.shared <= limit):
+            while end < len(rows) and (end == start or used + len(rows[end]) - self.shared <= self.limit):
                 used += len(rows[end]) - self.shared
                 end += 1
             chunks.append(self._chunk(rows[start:end], with_prefix=start == 0))
