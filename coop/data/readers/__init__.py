@@ -1,0 +1,1 @@
+"""How each kind of folder is read where no split file says it: one small function per true difference."""

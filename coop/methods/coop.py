@@ -1,0 +1,149 @@
+"""CoOp: learned context vectors in place of hand-written words (Zhou et al., IJCV 2022)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from coop.backbone import Backbone
+from coop.errors import CoopError, unknown
+from coop.features import LabelledFeatures
+from coop.methods.base import Classes, Method, generator
+from coop.methods.zero_shot import scaled_cosine
+from coop.text.layout import CTX_POSITIONS
+from coop.train import Training, epoch_batches, learning_rates, sgd, steps_per_epoch, train
+
+
+class PromptLearner(nn.Module):
+    """Learned context vectors for a list of classes.
+
+    The context `ctx` is (m, d) when unified and (c, m, d) when class-specific, always float32. It starts normally
+    distributed with deviation 0.02 (from `generator`), or as the embeddings of `ctx_init`'s BPE tokens, whose number
+    then is `n_ctx` (the original counts words separated by spaces, cutting words of several tokens short, and ignores
+    `class_specific` when words are given; here each class gets its own copy).
+    Raises CoopError for a prompt that does not fit the text tower.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        n_ctx: int = 16,
+        ctx_position: str = "end",
+        class_specific: bool = False,
+        ctx_init: str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not class_names:
+            raise CoopError("there are no class names: give at least one")
+        if ctx_init is not None:
+            _, words = backbone.encode_words(ctx_init)
+            n_ctx = len(words)
+        if n_ctx < 1:
+            raise CoopError(f"n_ctx={n_ctx}: give at least 1 context vector")
+        self.backbone = backbone
+        self.class_names, self.n_ctx = tuple(class_names), n_ctx
+        self.ctx_position, self.class_specific, self.ctx_init = ctx_position, class_specific, ctx_init
+        rows = backbone.learned_rows(class_names, n_ctx, ctx_position, class_specific)
+        self.encoder = backbone.prompt_encoder(rows)
+        copies = (len(class_names),) if class_specific else ()
+        if ctx_init is None:
+            start = torch.randn(*copies, n_ctx, backbone.width, generator=generator) * 0.02
+        else:
+            start = words.expand(*copies, -1, -1).clone()
+        self.ctx = nn.Parameter(start.to(backbone.device, torch.float32))
+
+    def class_features(self) -> Float[Tensor, "c e"]:
+        """Return L2-normalised text features, differentiable in `ctx`."""
+        return F.normalize(self.encoder(self.ctx.flatten(0, -2)), dim=-1)
+
+
+@dataclass(frozen=True)
+class CoOpOptions(Training):
+    """`ctx_init` words take the place of `n_ctx` random vectors."""
+
+    n_ctx: int = 16
+    ctx_position: str = "end"
+    class_specific: bool = False
+    ctx_init: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ctx_position not in CTX_POSITIONS:
+            raise unknown("ctx_position", self.ctx_position, CTX_POSITIONS)
+        if self.n_ctx < 1:
+            raise CoopError(f"n_ctx={self.n_ctx}: give at least 1 context vector")
+
+
+class CoOp(Method):
+    """p(y = i | x) = softmax_i(exp(logit scale) * cos(f(x), g(t_i))), t_i = [V]_1 .. [V]_M [CLASS_i]; V is learned.
+
+    Trained by cross-entropy with the protocol's SGD. Departures from the released code: the context and its optimiser
+    are float32 in every precision, and image features come from the cache (`augment.views`).
+    """
+
+    name = "coop"
+    Options = CoOpOptions
+
+    def __init__(self, backbone: Backbone, classes: Classes, options: CoOpOptions, seed: int = 1) -> None:
+        super().__init__(backbone, classes, options, seed)
+        self.learner = self._learner(classes)
+        self._class_features: Tensor | None = None
+
+    def _learner(self, classes: Classes) -> PromptLearner:
+        o = self.options
+        return PromptLearner(
+            self.backbone, classes.names, o.n_ctx, o.ctx_position, o.class_specific, o.ctx_init, generator(self.seed)
+        )
+
+    def loss(self, features: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Return the batch's cross-entropy."""
+        return F.cross_entropy(scaled_cosine(self.backbone, features, self.learner.class_features()), labels)
+
+    def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
+        """Train the context; the last epoch is the result (`val` is not used)."""
+        o = self.options
+        rates = learning_rates(
+            o.epochs, steps_per_epoch(len(train_set), o.batch_size), o.lr, o.warmup_epochs, o.warmup_lr
+        )
+        batches = epoch_batches(train_set, o.epochs, o.batch_size, generator(self.seed))
+        losses = train(sgd([self.learner.ctx], o), self.loss, batches, rates, self.name)
+        self._class_features = None
+        return {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]} if losses else {"steps": 0}
+
+    @torch.no_grad()
+    def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
+        """Return scaled cosine similarities; the text tower runs once."""
+        if self._class_features is None:
+            self._class_features = self.learner.class_features()
+        return scaled_cosine(self.backbone, features, self._class_features)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return `ctx`, (m, d) or (c, m, d)."""
+        return {"ctx": self.learner.ctx.detach()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take a context back. Raises CoopError where its shape is not this prompt's."""
+        ctx = state.get("ctx")
+        if ctx is None or set(state) != {"ctx"} or ctx.shape != self.learner.ctx.shape:
+            found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+            raise CoopError(f"expected a context ctx of shape {tuple(self.learner.ctx.shape)}, found {found}")
+        with torch.no_grad():
+            self.learner.ctx.copy_(ctx)
+        self._class_features = None
+
+    def for_classes(self, classes: Classes) -> "CoOp":
+        """Return the same context before other class names; a class-specific one does not move."""
+        if self.options.class_specific:
+            raise CoopError(
+                "a class-specific context belongs to the classes that it was learned for and cannot be moved to "
+                "others: learn a unified one (class_specific=false)"
+            )
+        moved = type(self)(self.backbone, classes, self.options, self.seed)
+        moved.load_state(self.state())
+        return moved

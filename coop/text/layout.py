@@ -1,0 +1,137 @@
+"""Prompt layout: which slot of a class's prompt holds which token. Integers only; no model is needed.
+
+A prompt is a row of integers without padding: a token id (>= 0), or a context vector (< 0): `context_slot(k)`
+stands for row k of the context table. The layout is that of the original (CoOp, trainers/coop.py):
+
+    end     [SOT] ctx_1 .. ctx_M NAME . [EOT]
+    middle  [SOT] ctx_1 .. ctx_(M//2) NAME ctx_(M//2+1) .. ctx_M . [EOT]
+    front   [SOT] NAME ctx_1 .. ctx_M . [EOT]
+
+NAME is as many tokens as the name has when tokenised alone. Where its last character merges with the full stop
+(names ending in ")"), the name block carries the merged token and no full stop follows, as in the original.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from coop.errors import CoopError, unknown
+
+Row = tuple[int, ...]
+Tokenizer = Callable[..., Tensor]
+
+CTX_POSITIONS = ("end", "middle", "front")
+_LONG = 512  # tokenise without truncation; no tower reads this far
+
+
+def context_slot(k: int) -> int:
+    """Return the integer that stands for row `k` of the context table."""
+    return -1 - k
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer puts around a text: `head` (SOT or nothing), `tail` (EOT or nothing), and its padding id."""
+
+    tokenizer: Tokenizer
+    head: Row
+    tail: Row
+    pad: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Vocabulary":
+        """Find out by tokenising nothing and a word."""
+        nothing, word = tokenizer(["", "a"], context_length=_LONG).tolist()
+        pad = nothing[-1]
+        nothing, word = _strip(nothing, pad), _strip(word, pad)
+        shared = 0
+        while shared < min(len(nothing), len(word)) and nothing[shared] == word[shared]:
+            shared += 1
+        return cls(tokenizer, tuple(nothing[:shared]), tuple(nothing[shared:]), pad)
+
+    def body(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text's token ids without head, tail and padding."""
+        if not texts:
+            return []
+        rows = (_strip(row, self.pad) for row in self.tokenizer(list(texts), context_length=_LONG).tolist())
+        return [row[len(self.head) : len(row) - len(self.tail)] for row in rows]
+
+    def close(self, body: Sequence[int]) -> Row:
+        """Return a whole row around `body`."""
+        return self.head + tuple(body) + self.tail
+
+
+def spoken(class_name: str) -> str:
+    """Return a class name as it is put into a prompt: underscores are spaces (as the original)."""
+    return class_name.replace("_", " ")
+
+
+def learned_rows(
+    vocabulary: Vocabulary,
+    class_names: Sequence[str],
+    n_ctx: int,
+    ctx_position: str,
+    class_specific: bool,
+    context_length: int,
+) -> list[Row]:
+    """Return one row per class, with the context's slots in place.
+
+    Class i of a class-specific context owns the slots i * n_ctx to (i + 1) * n_ctx - 1; a unified one, 0 to n_ctx - 1.
+    Raises CoopError for an unknown position, or a prompt longer than `context_length`.
+    """
+    if ctx_position not in CTX_POSITIONS:
+        raise unknown("ctx_position", ctx_position, CTX_POSITIONS)
+    names = [spoken(name) for name in class_names]
+    alone = [len(body) for body in vocabulary.body(names)]
+    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[ctx_position]
+    rows = []
+    for i, body in enumerate(vocabulary.body([name + "." for name in names])):
+        first = i * n_ctx if class_specific else 0
+        ctx = [context_slot(first + k) for k in range(n_ctx)]
+        name, rest = body[: alone[i]], body[alone[i] :]
+        rows.append(vocabulary.close([*ctx[:before], *name, *ctx[before:], *rest]))
+    check_lengths(rows, class_names, context_length, n_ctx)
+    return rows
+
+
+def template_rows(vocabulary: Vocabulary, template: str, class_names: Sequence[str], context_length: int) -> list[Row]:
+    """Return one row per class of a hand-written template with `{}` for the name.
+
+    Raises CoopError for a template without exactly one `{}`, or a prompt longer than `context_length`.
+    """
+    if template.count("{}") != 1 or template.replace("{}", "").count("{") + template.replace("{}", "").count("}"):
+        raise CoopError(f"the template {template!r} must hold exactly one {{}}, where the class name goes")
+    rows = [vocabulary.close(body) for body in vocabulary.body([template.format(spoken(n)) for n in class_names])]
+    check_lengths(rows, class_names, context_length)
+    return rows
+
+
+def check_lengths(rows: Sequence[Row], class_names: Sequence[str], context_length: int, n_ctx: int = 0) -> None:
+    """Raise CoopError, naming the class, if a row does not fit the tower."""
+    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+    if len(rows[longest]) > context_length:
+        with_ctx = f" with n_ctx={n_ctx}" if n_ctx else ""
+        fit = n_ctx - (len(rows[longest]) - context_length)
+        advice = f"use n_ctx={fit} or less" if n_ctx and fit > 0 else "shorten the name"
+        raise CoopError(
+            f"the prompt of class '{class_names[longest]}' is {len(rows[longest])} tokens long{with_ctx}, "
+            f"but the text tower reads {context_length}: {advice}"
+        )
+
+
+def shared_length(rows: Sequence[Row]) -> int:
+    """Return how many leading slots all rows have in common, leaving every row at least its last slot."""
+    limit = min(len(row) for row in rows) - 1
+    first = rows[0]
+    for i in range(limit):
+        if any(row[i] != first[i] for row in rows):
+            return i
+    return limit
+
+
+def _strip(row: list[int], pad: int) -> list[int]:
+    end = len(row)
+    while end and row[end - 1] == pad:
+        end -= 1
+    return row[:end]
