@@ -1,11 +1,11 @@
 """Training by steps: AdamW, warm-up and cosine, mixed precision, and checkpoints from which a run goes on exactly."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from math import cos, pi
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from coop.errors import CoopError
 from coop.progress import track
 
 CHECKPOINT = "checkpoint.pt"
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Batch = TypeVar("Batch")
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -41,28 +42,34 @@ class Schedule:
 
 
 def fit(
-    model: nn.Module, loss_at: Callable[[int], Tensor], schedule: Schedule, folder: Path, description: str = "train"
+    model: nn.Module,
+    batches: Callable[[int], Iterable[Batch]],
+    loss: Callable[[Batch], Tensor],
+    schedule: Schedule,
+    folder: Path,
+    description: str = "training",
 ) -> list[float]:
-    """Minimise `loss_at(step)` over the model's trainable parameters; return the losses of the steps run in this call.
+    """Minimise `loss(batch)` over the model's trainable parameters; return the losses of the steps run in this call.
 
-    A step's randomness comes from (seed, step) alone: `loss_at` draws its batch so, and torch's generators, on which
-    dropout relies, are set so for the step's duration. A run that goes on from `folder`'s checkpoint therefore ends
-    with the weights of one that was never interrupted.
+    `batches(start)` yields the batch of step `start` and those after it. A step's randomness comes from (seed, step)
+    alone: so should its batch, and torch's generators, on which dropout relies, are set so for the step's duration. A
+    run that goes on from `folder`'s checkpoint therefore ends with the weights of one that was never interrupted.
     """
     device = next(model.parameters()).device
     optimizer = _optimizer(model, schedule)
     scaler = torch.amp.GradScaler(device.type, enabled=schedule.precision == "fp16")
     start = _resume(folder, model, optimizer, scaler, schedule)
-    losses = []
-    for step in track(range(start, schedule.steps), description, total=schedule.steps - start):
+    losses: list[float] = []
+    steps = zip(range(start, schedule.steps), batches(start), strict=False)
+    for step, batch in track(steps, description, total=schedule.steps - start):
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr_at(step)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(schedule.seed * 1_000_003 + step)
             dtype = PRECISIONS[schedule.precision]
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                loss = loss_at(step)
-        losses.append(_step(model, loss, optimizer, scaler, schedule, step))
+                value = loss(batch)
+        losses.append(_step(model, value, optimizer, scaler, schedule, step))
         if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
             _save(folder, model, optimizer, scaler, schedule, step + 1)
     return losses

@@ -34,7 +34,7 @@ def project_classifier(width: int) -> ImageSide:
 
 
 def mean_feature(gain: Float[Tensor, " trunk"], bias: Float[Tensor, " trunk"]) -> Float[Tensor, " trunk"]:
-    """Return the trunk's expected feature E[relu6(x)], x ~ N(bias, gain^2), as its last batch norm leaves each channel."""
+    """Return E[relu6(x)], x ~ N(bias, gain^2): the mean feature, as the last batch norm leaves its channels."""
     spread = gain.abs().clamp(min=1e-6)
     normal = torch.distributions.Normal(0.0, 1.0)
 

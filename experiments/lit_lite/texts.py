@@ -12,6 +12,7 @@ ADJECTIVE_TEMPLATES = (
     "a photo of a {} texture.", "a photo of a {} surface.", "a photo of a {} pattern.", "something {}.",
     "a {} thing.", "a photo of something {}.", "a {} object.", "a photo of a {} object.",
 )  # fmt: skip
+KIND_TEMPLATES = ("a photo of a {}, a type of {}.", "{}, a type of {}.", "a {}, a kind of {}.")
 LONGEST_CONTEXT = 16
 
 
@@ -60,7 +61,7 @@ def draw_prompt(concept: Concept, rng: random.Random, longest: int = 40) -> Prom
     if chance < 0.75 or not (kind or concept.gloss):
         text = rng.choice(ADJECTIVE_TEMPLATES if concept.adjective else TEMPLATES).format(name)
     elif chance < 0.9 and kind:
-        text = rng.choice(("a photo of a {}, a type of {}.", "{}, a type of {}.", "a {}, a kind of {}.")).format(name, kind)
+        text = rng.choice(KIND_TEMPLATES).format(name, kind)
     else:
         text = rng.choice((f"{name}: {concept.gloss}", concept.gloss, f"a photo of a {name}, {concept.gloss}"))
     return Prompt(token_ids(text)[:longest])

@@ -18,7 +18,7 @@ LEXICOGRAPHERS = {
 
 @dataclass(frozen=True)
 class Synset:
-    """One meaning: its words, what it is (`gloss`), what it is a kind of, and who wrote it (`topic`: animal, food, ...).
+    """One meaning: its words, what it is (`gloss`), its field (`topic`: animal, food, ...) and what it is a kind of.
 
     `ranks[i]` is how common this meaning is among those of `words[i]`, 0 the commonest. `parents` are the synsets of
     which a noun is a kind or an instance, or that an adjective resembles.
