@@ -1,4 +1,4 @@
-"""Contrastive pre-training: the loss against its definition, exact resumption, and a model that plain open_clip loads."""
+"""Contrastive pre-training: its loss by definition, exact resumption, a model that plain open_clip loads."""
 
 import csv
 import json
@@ -139,8 +139,8 @@ def test_every_epoch_shows_every_pair_once_and_batches_depend_on_the_step_alone(
 
 def test_trains_a_model_that_plain_open_clip_loads_and_that_knows_the_colours(folder: Path, tmp_path: Path) -> None:
     """From a folder; the weights go through open_clip's own loading, and name each colour's image."""
-    assert run(folder / "pairs", "--out", tmp_path, "--architecture", folder / "tiny.json", "--epochs", 80, "--batch", 8,
-               "--lr", 3e-3, "--warmup", 5, "--weight-decay", 0, "--workers", 0) == 0  # fmt: skip
+    options = ["--architecture", folder / "tiny.json", "--epochs", 80, "--batch", 8, "--workers", 0]
+    assert run(folder / "pairs", "--out", tmp_path, "--lr", 3e-3, "--warmup", 5, "--weight-decay", 0, *options) == 0
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}")
     tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=12)
     images = torch.stack([preprocess(Image.open(folder / "pairs" / f"{i:02d}.png")) for i in range(8)])
