@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from coop.data.few_shot import Shots
 from coop.errors import CoopError
 from coop.features import LabelledFeatures
 from coop.progress import track
 
 Batch = tuple[Float[Tensor, "b e"], Int[Tensor, " b"]]
 T = TypeVar("T")
-Shots = int | str  # images per class, or "all"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from coop.data.paths import ODD, shortened
 from coop.data.split_file import load_json
 from coop.errors import CoopError
 
@@ -66,7 +67,7 @@ def _all_names(old: Sequence[str], new: Sequence[object], file: Path) -> list[st
         raise CoopError(f"{file} gives {len(new)} names for {len(old)} classes: give one per class, in label order")
     names = []
     for name in new:
-        if not isinstance(name, str) or not name.strip():
-            raise CoopError(f"{file}: {name!r} is not a class name")
+        if not isinstance(name, str) or not name.strip() or ODD.search(name):
+            raise CoopError(f"{file}: {shortened(name)} is not a class name")
         names.append(name.strip())
     return names

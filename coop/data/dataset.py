@@ -49,6 +49,11 @@ class Dataset:
     follow_links: bool = False  # symbolic links may lead out of `root`: the folder is the user's own arrangement
     val_is_test: bool = False  # ImageNet's protocol: what is tuned on val has seen the test images
 
+    @property
+    def own_split(self) -> bool:
+        """Whether a part was made here, so that results are not comparable with published ones."""
+        return "own split" in self.split_source
+
 
 def dataset_digest(class_names: Sequence[str], train: Split, val: Split, test: Split) -> str:
     """Return the sha256 over all parts' paths, labels and class names, in order.

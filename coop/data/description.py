@@ -32,7 +32,7 @@ class Download:
     sha256: str | None = None
     done_when: str = ""  # path whose existence means that it is there ("": `creates`)
     member: str = ""  # what inside the archive becomes `creates` ("": the same path)
-    extract: bool | None = None  # None: by the file's name (.zip, .tar, .tar.gz, .tgz)
+    filename: str = ""  # its name on disk where the address does not end in it; an archive's is unpacked
 
 
 @dataclass
@@ -63,6 +63,7 @@ class Description:
     clean_names: bool = False  # class folders' names are made readable: 001.Black_footed_Albatross
     expected: Expected = field(default_factory=Expected)
     downloads: list[Download] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)  # what must be there in the end; empty: the image folder
     manual: str = ""  # what to do by hand, in words
     frames: str | None = None  # folder of videos whose middle frames become the images
     source: str = ""
@@ -99,7 +100,7 @@ def dataset_descriptions() -> dict[str, Path]:
     return {path.stem: path for path in sorted(resource_folder("datasets").glob("*.yaml"))}
 
 
-def load_description(name: str, **overrides: Any) -> Description:
+def load_description(name: str, /, **overrides: Any) -> Description:
     """Return the description called `name`, with the overrides that are not None."""
     files = dataset_descriptions()
     if name not in files:

@@ -53,7 +53,7 @@ def _eight_bits(grey: np.ndarray) -> np.ndarray:
     low, high = values.min(), values.max()
     sixteen_bits = grey.dtype.itemsize == 2
     if low < 0 or high > 65535:
-        values = (values - low) * (255 / (high - low))
+        values = (values - low) * (255 / ((high - low) or 1.0))
     elif grey.dtype.kind == "f" and high <= 1:
         values = values * 255
     elif sixteen_bits or high > 255:

@@ -23,6 +23,7 @@ from coop.progress import track
 WORTH_KEEPING = 20_000  # files; fewer are listed as fast as a kept listing is checked
 SETTLED = 2.0  # seconds: a folder changed later than this before listing may change again within its time stamp
 FORMAT = 1
+JUNK = ("__MACOSX",)  # what unpacking leaves behind
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def class_folders(root: Path, ignore: Sequence[str] = ()) -> list[str]:
     """Return the names of the folders in `root`, sorted, without hidden and ignored ones."""
     try:
         with os.scandir(root) as entries:
-            names = [e.name for e in entries if not e.name.startswith(".") and e.name not in ignore and e.is_dir()]
+            names = [e.name for e in entries if e.name[0] != "." and e.name not in (*JUNK, *ignore) and e.is_dir()]
     except OSError as error:
         raise CoopError(f"cannot list {root}: {error.strerror}") from error
     if any("\n" in name for name in names):
@@ -70,15 +71,20 @@ def _list(root: Path, below: str, folders: Sequence[str]) -> tuple[bytes, np.nda
     blocks, counts = [], []
     prefix = f"{below}/" if below else ""
     for folder in track(folders, f"listing {root / below}", total=len(folders)):
-        names = sorted(
-            name for name in os.listdir(root / below / folder) if name.lower().endswith(SUFFIXES) and name[0] != "."
-        )
+        names = _image_names(root / below / folder)
         if any("\n" in name for name in names):
             raise CoopError(f"an image in {root / below / folder} has a line break in its name: rename it")
         counts.append(len(names))
         if names:
             blocks.append("\n".join(f"{prefix}{folder}/{name}" for name in names).encode(*ENCODING))
     return b"\n".join(blocks), np.asarray(counts, dtype=np.int64)
+
+
+def _image_names(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES) and name[0] != ".")
+    except OSError as error:
+        raise CoopError(f"cannot list {folder}: {error.strerror}") from error
 
 
 def _time_stamps(place: Path, folders: Sequence[str]) -> np.ndarray:
@@ -94,7 +100,7 @@ def _kept_file(place: Path, below: str, folders: Sequence[str]) -> Path:
 def _load(kept: Path, stamps: np.ndarray) -> tuple[bytes, np.ndarray] | None:
     """Return the kept listing if it is whole and of these time stamps."""
     try:
-        with np.load(kept) as arrays:
+        with kept.open("rb") as file, np.load(file) as arrays:
             if not np.array_equal(arrays["stamps"], stamps):
                 return None
             return arrays["block"].tobytes(), arrays["counts"]

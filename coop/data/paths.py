@@ -12,6 +12,7 @@ from coop.errors import CoopError
 
 ENCODING = "utf-8", "surrogateescape"  # a file name that is not UTF-8 survives
 OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
+ODD = re.compile("[\x00-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")  # control characters, and what no file name can hold
 
 
 class CompactPaths(Sequence[str]):
@@ -40,6 +41,9 @@ class CompactPaths(Sequence[str]):
         start = int(self._ends[index - 1]) + 1 if index else 0
         return self.block[start : int(self._ends[index])].decode(*ENCODING)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CompactPaths) and self.block == other.block
+
     def __iter__(self) -> Iterator[str]:
         start = 0
         for end in self._ends.tolist():
@@ -52,13 +56,19 @@ def joined(paths: Sequence[str]) -> bytes:
     return paths.block if isinstance(paths, CompactPaths) else "\n".join(paths).encode(*ENCODING)
 
 
+def shortened(value: object) -> str:
+    """Return a value as an error shows it, however long it is."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:80]}...{text[-10:]}"
+
+
 def path_fault(path: object) -> str | None:
     """Return what is wrong with `path` as a path inside a folder, or None."""
     if not isinstance(path, str) or not path.strip():
-        return f"{path!r} is not a path"
+        return f"{shortened(path)} is not a path"
     if OUTSIDE.search(path):
-        return f"the path '{path}' leaves the image folder"
-    return f"the path {path!r} contains a line break" if "\n" in path else None
+        return f"the path {shortened(path)} leaves the image folder"
+    return f"the path {shortened(path)} contains a control character" if ODD.search(path) else None
 
 
 def leaves(root: str, path: str) -> bool:

@@ -4,10 +4,9 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
-from coop.data.content import Row, check_row
+from coop.data.content import Row, check_rows
 from coop.data.dataset import Dataset, Split
 from coop.data.split_file import load_json
 from coop.errors import CoopError
@@ -29,11 +28,14 @@ def write_rows(path: Path, train: Sequence[Row], val: Sequence[Row], **about: An
     """Write rows as a sample file, whole or not at all."""
     head = json.dumps({"format": FORMAT, **about}, indent=1)[:-2]
     parts = [f' "{name}": [\n{_lines(rows)}\n ]' for name, rows in (("train", train), ("val", val))]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        file.write(head + ",\n" + ",\n".join(parts) + "\n}\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(head + ",\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CoopError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _lines(rows: Sequence[Row]) -> str:
@@ -63,9 +65,8 @@ def _checked(path: Path, part: str, rows: object, dataset: Dataset, whole: Split
         raise CoopError(f"{path}: '{part}' must be a list of [path, label, class name]")
     names = dict(enumerate(dataset.class_names))
     wanted: dict[str, int] = {}
-    for number, row in enumerate(rows):
-        check_row(row if isinstance(row, list) else [row], f"{path}: item {number} of '{part}'")
-        image, label, name = row
+    check_rows(rows, f"{path}: '{part}'")
+    for image, label, name in rows:
         if names.get(label) != name:
             raise CoopError(
                 f"{path}: '{image}' has label {label!r} and class '{name}', "

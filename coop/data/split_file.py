@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from coop.data.content import PARTS, Content, Row, check_row, names_of, split_of
+from coop.data.content import PARTS, Content, Row, check_rows, names_of, split_of
 from coop.data.description import Description, OfficialSplit
 from coop.errors import CoopError
 
@@ -31,8 +31,7 @@ def load_split_file(path: Path) -> dict[str, list[Row]]:
         rows = content.get(part, [])
         if not isinstance(rows, list):
             raise CoopError(f"{path}: '{part}' must be a list of [path, label, class name], not {type(rows).__name__}")
-        for number, row in enumerate(rows):
-            check_row(row if isinstance(row, list) else [row], f"{path}: item {number} of '{part}'")
+        check_rows(rows, f"{path}: '{part}'")
         parts[part] = [(row[0], row[1], row[2]) for row in rows]
     return parts
 

@@ -65,9 +65,9 @@ class PromptLearner(nn.Module):
 
 @dataclass(frozen=True)
 class CoOpOptions(Training):
-    """`ctx_init` words take the place of `n_ctx` random vectors."""
+    """`ctx_init` words take the place of `n_ctx` random vectors; their number of tokens then is n_ctx."""
 
-    n_ctx: int = 16
+    n_ctx: int | None = 16
     ctx_position: str = "end"
     class_specific: bool = False
     ctx_init: str | None = None
@@ -76,7 +76,9 @@ class CoOpOptions(Training):
         super().__post_init__()
         if self.ctx_position not in CTX_POSITIONS:
             raise unknown("ctx_position", self.ctx_position, CTX_POSITIONS)
-        if self.n_ctx < 1:
+        if self.ctx_init is not None:
+            object.__setattr__(self, "n_ctx", None)  # so that a sweep over n_ctx makes one run of given words
+        elif self.n_ctx is None or self.n_ctx < 1:
             raise CoopError(f"n_ctx={self.n_ctx}: give at least 1 context vector")
 
 
@@ -98,7 +100,13 @@ class CoOp(Method):
     def _learner(self, classes: Classes) -> PromptLearner:
         o = self.options
         return PromptLearner(
-            self.backbone, classes.names, o.n_ctx, o.ctx_position, o.class_specific, o.ctx_init, generator(self.seed)
+            self.backbone,
+            classes.names,
+            o.n_ctx or 0,
+            o.ctx_position,
+            o.class_specific,
+            o.ctx_init,
+            generator(self.seed),
         )
 
     def loss(self, features: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
@@ -114,7 +122,8 @@ class CoOp(Method):
         batches = epoch_batches(train_set, o.epochs, o.batch_size, generator(self.seed))
         losses = train(sgd([self.learner.ctx], o), self.loss, batches, rates, self.name)
         self._class_features = None
-        return {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]} if losses else {"steps": 0}
+        ends = {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
+        return {"n_ctx": self.learner.n_ctx, "steps": len(losses)} | ends
 
     @torch.no_grad()
     def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:

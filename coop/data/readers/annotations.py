@@ -46,7 +46,7 @@ def _fields(path: Path, separator: str, count: int, what: str) -> list[list[str]
 
 
 def _number(text: str, path: Path) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9:
         raise CoopError(f"{path}: '{text}' is not a class number")
     return int(text)
 

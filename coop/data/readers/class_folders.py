@@ -55,15 +55,7 @@ def _split_three_ways(description: Description, root: Path, folders: Sequence[st
 def _given_parts(description: Description, root: Path, given: dict[str, str]) -> Content:
     """Read the part folders that are there; all of them have the classes of train, or of test without train."""
     folders = class_folders(root / given["train" if "train" in given else next(reversed(given))])
-    parts = {}
-    for part, name in given.items():
-        strange = sorted(set(class_folders(root / name)) - set(folders))
-        if strange:
-            raise CoopError(f"{root / name} has the class folder '{strange[0]}', which {root} has not in train")
-        there = set(class_folders(root / name))
-        listing = list_images(root, name, [folder for folder in folders if folder in there])
-        labels = [folders.index(folder) for folder in listing.folders]
-        parts[part] = Split(listing.split.paths, [labels[label] for label in listing.split.labels])
+    parts = {part: _part(root, name, folders) for part, name in given.items()}
     names = _names(description, root, folders)
     source = f"folders {', '.join(given.values())}"
     if "test" not in parts:
@@ -76,6 +68,19 @@ def _given_parts(description: Description, root: Path, given: dict[str, str]) ->
         parts["train"], parts["val"] = parts["train"].subset(train), parts["train"].subset(val)
         source += f"; {own_split(CARVED_RULE.replace('official ', ''), description.split_seed)}"
     return Content(names, {part: parts.get(part, EMPTY) for part in PART_FOLDERS}, source, follow_links=True)
+
+
+def _part(root: Path, name: str, folders: list[str]) -> Split:
+    """List one part; it may lack classes, but has none of its own."""
+    there = class_folders(root / name)
+    strange = sorted(set(there) - set(folders))
+    if strange:
+        raise CoopError(f"{root / name} has the class folder '{strange[0]}', which the train part does not have")
+    split = list_images(root, name, there).split
+    if there == folders:
+        return split
+    label_of = [folders.index(folder) for folder in there]
+    return Split(split.paths, [label_of[label] for label in split.labels])
 
 
 def _names(description: Description, root: Path, folders: Sequence[str]) -> list[str]:

@@ -74,7 +74,7 @@ def _rows(cells: list[Mapping[str, str]], path: Path) -> list[Row]:
         return [(cell["path"], order[cell["class name"]], cell["class name"]) for cell in cells]
     rows = []
     for number, cell in enumerate(cells, start=2):
-        if not cell["label"].isdecimal():
+        if not cell["label"].isdecimal() or len(cell["label"]) > 9:
             raise CoopError(f"{path}, row {number}: the label '{cell['label']}' is not a number from 0 on")
         rows.append((cell["path"], int(cell["label"]), cell.get("class name", cell["label"])))
     return rows

@@ -1,0 +1,196 @@
+"""The command line: `coop run | table | words | predict | import | data | pretrain`."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import coop
+from coop.errors import CoopError
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 0, 1 where runs failed, 2 for a user's mistake."""
+    args = _parser().parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # the libraries' advice to programmers
+            code: int = args.run(args)
+            return code
+    except CoopError as error:
+        print(f"coop: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("coop: interrupted; finished runs are kept, and the same command goes on with the rest", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `coop table | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from coop.data.commands import add_data_commands
+
+    parser = argparse.ArgumentParser(prog="coop", description=coop.__doc__.splitlines()[0] if coop.__doc__ else "")
+    parser.add_argument("--version", action="version", version=f"coop-clip {coop.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_table(commands)
+    _add_words(commands)
+    _add_predict(commands)
+    _add_import(commands)
+    add_data_commands(commands)
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, run: Handler
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(commands, "run", "one run, or with -m a sweep over all values given with commas", _run)
+    command.add_argument("-m", "--multirun", action="store_true", help="run the grid; what is done already is skipped")
+    command.add_argument("--cfg", action="store_true", help="print the configuration instead of running it")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. dataset=eurosat shots=1,2,4 (Hydra)")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from coop.sweep import run_command
+
+    return run_command(args.overrides, args.multirun, args.cfg)
+
+
+def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(commands, "table", "the table of finished runs, with the difference to zero-shot", _table)
+    command.add_argument("results", nargs="?", type=Path, default=Path("results"), help="folder of runs (results)")
+    command.add_argument("--rows", type=_names, help="keys, e.g. dataset,method,n_ctx (default: all that differ)")
+    command.add_argument("--columns", type=_names, help="keys (default: shots)")
+    command.add_argument("--value", default="accuracy", help="accuracy, macro_f1, ece or mean_confidence")
+    command.add_argument("--where", action="append", default=[], metavar="KEY=A,B", help="only these runs; repeatable")
+    command.add_argument("--format", default="text", help="text, markdown, csv or latex")
+    command.add_argument("--output", type=Path, help="write it to a file")
+
+
+def _table(args: argparse.Namespace) -> int:
+    from coop.report.render import render
+    from coop.report.table import make_table, select
+    from coop.results import read_results
+
+    frame = select(read_results(args.results), args.where)
+    table = make_table(frame, args.rows, args.columns, args.value)
+    width = os.get_terminal_size().columns if sys.stdout.isatty() and not args.output else None
+    _put(render(table, args.format, width), args.output)
+    return 0
+
+
+def _add_words(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(commands, "words", "the vocabulary words nearest to each learned context vector", _words)
+    command.add_argument("place", type=Path, metavar="RUN", help="a run's folder, or a learned file")
+    command.add_argument("--top", type=int, default=5, help="words per vector (5)")
+    command.add_argument("--metric", default="euclidean", help="euclidean or cosine")
+    command.add_argument("--whole-words", action="store_true", help="leave out fragments, punctuation, special tokens")
+    command.add_argument("--class", dest="class_name", help="only this class, of a class-specific context")
+    command.add_argument("--format", default="text", help="text, json or csv")
+    command.add_argument("--output", type=Path, help="write it to a file")
+    _add_device(command)
+
+
+def _words(args: argparse.Namespace) -> int:
+    from coop.report.words import context_words, render_words
+
+    words = context_words(args.place, args.top, args.metric, args.whole_words, args.class_name, args.device)
+    _put(render_words(words, args.format), args.output)
+    return 0
+
+
+def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(commands, "predict", "classify images with what a run learned", _predict)
+    command.add_argument("place", type=Path, metavar="RUN", help="a run's folder, or a learned file")
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    command.add_argument(
+        "--classes", type=_names, help="other class names, with commas (not for class-specific contexts)"
+    )
+    command.add_argument("--top", type=int, default=5, help="classes per image (5)")
+    command.add_argument("--format", default="text", help="text or json")
+    _add_device(command)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    import json
+
+    from coop.errors import unknown
+    from coop.predict import Classifier
+
+    if args.format not in ("text", "json"):
+        raise unknown("format", args.format, ("text", "json"))
+    predictions = Classifier.load(args.place, args.classes, args.device).predict(args.images, args.top)
+    named = zip(map(str, args.images), predictions, strict=True)
+    if args.format == "json":
+        print(json.dumps([{"image": image, "classes": [list(pair) for pair in top]} for image, top in named], indent=1))
+        return 0
+    for image, top in named:
+        print(image)
+        for name, probability in top:
+            print(f"  {100 * probability:5.1f} %  {name}")
+    return 0
+
+
+def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "take the context out of a checkpoint of the original code (model.pth.tar-*)"
+    command = _command(commands, "import", text, _import)
+    command.add_argument("checkpoint", type=Path)
+    command.add_argument(
+        "--architecture", required=True, help="open_clip's name of the backbone it was learned on: RN50"
+    )
+    command.add_argument("--pretrained", default="openai", help="its tag or checkpoint file (openai)")
+    command.add_argument("--ctx-position", default="end", help="end, middle or front: the file does not say it")
+    command.add_argument(
+        "--classes", type=_names, help="class names in label order, with commas, or a file with one a line"
+    )
+    command.add_argument("--output", type=Path, required=True, help="the file to write, e.g. prompt.safetensors")
+
+
+def _import(args: argparse.Namespace) -> int:
+    from coop.backbone import load_backbone
+    from coop.importing import import_coop, original_state
+
+    original_state(args.checkpoint)  # a wrong file is told before a model is loaded
+    names = args.classes
+    if names and len(names) == 1 and Path(names[0]).is_file():
+        names = [line.strip() for line in Path(names[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
+    backbone = load_backbone(args.architecture, args.pretrained)
+    artefact = import_coop(args.checkpoint, backbone, names, args.ctx_position)
+    artefact.save(args.output)
+    print(f"{args.output}: context of shape {tuple(artefact.state['ctx'].shape)}")
+    return 0
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _put(text: str, output: Path | None) -> None:
+    from coop.results import write_text
+
+    if output:
+        write_text(output, text)
+        print(output)
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

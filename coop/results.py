@@ -1,0 +1,135 @@
+"""Run folders: what one is called, what lies in it, and all of them as one table.
+
+<results>/<dataset>/<backbone>/<method>/<shots16-seed1-n_ctx4-...>-<8 digits of the run's identity>/
+    config.yaml          everything that made the run
+    sample.json          the few-shot list
+    learned.safetensors  what was learned
+    result.json          written last: a run is done if and only if it exists
+    failure.json         instead, why it is not
+"""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from coop.config import RunConfig
+from coop.data import Dataset
+from coop.errors import CoopError
+
+RESULT, FAILURE, CONFIG, SAMPLE = "result.json", "failure.json", "config.yaml", "sample.json"
+
+
+def identity(config: RunConfig, dataset: Dataset, targets: Mapping[str, str], sample: str | None) -> dict[str, Any]:
+    """Return what makes a run the run that it is: two equal ones give the same result.
+
+    `targets` are the other datasets that it is tested on, with their digests; `sample` is a sample file's digest.
+    """
+    about: dict[str, Any] = {
+        "dataset": dataset.name,
+        "data": dataset.digest,
+        "dataset_template": dataset.template,
+        "backbone": config.backbone.name,
+        "architecture": _file_or_name(config.backbone.architecture),
+        "pretrained": _file_or_name(config.backbone.pretrained),
+        "precision": config.precision,
+        "method": config.method,
+        "protocol": config.protocol.name,
+        "shots": config.shots,
+        "seed": config.seed,
+        **flat(asdict(config.options)),
+    }
+    if targets:
+        about["targets"] = dict(targets)
+    if sample:
+        about["sample"] = sample
+    return about
+
+
+def run_folder(results: Path, about: Mapping[str, Any], defaults: Mapping[str, Any]) -> Path:
+    """Return the folder of the run that `about` identifies; options that are not `defaults` are part of its name."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    words = [f"shots{about['shots']}", f"seed{about['seed']}"] if about["shots"] else []
+    words += [f"{key}-{about[key]}" for key in defaults if key != "epochs" and about[key] != defaults[key]]
+    if about["protocol"] != "all_classes":
+        words.append(about["protocol"])
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join([*words, digest]))
+    name = name if len(name) <= 120 else f"{name[:110]}-{digest}"
+    parts = (re.sub(r"[^\w.=+-]+", "_", str(about[key])) for key in ("dataset", "backbone", "method"))
+    return results.joinpath(*parts, name)
+
+
+def flat(mapping: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return nested keys joined by dots, as they are written on the command line."""
+    out: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{before}{key}.")
+        else:
+            out[before + key] = value
+    return out
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def read_results(results: Path) -> pd.DataFrame:
+    """Return all finished runs under `results`, a row for each test set: what the run is, and its metrics.
+
+    Columns: everything in its identity, `target`, `accuracy`, `macro_f1`, `ece`, `mean_confidence`, `n`, `own_split`,
+    `run` (its folder). Raises CoopError if there is none.
+    """
+    rows: list[dict[str, Any]] = []
+    if not results.is_dir():
+        raise CoopError(f"there is no results folder {results}: name it, or run something first (coop run)")
+    for path in sorted(results.rglob(RESULT)):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            about = {k: v for k, v in result["identity"].items() if k not in ("targets", "data")}
+            common = about | {"own_split": result["own_split"], "run": str(path.parent)}
+            if result["fit"].get("n_ctx") is not None:
+                common["n_ctx"] = result["fit"]["n_ctx"]
+            for target, metrics in result["targets"].items():
+                measured = {k: v for k, v in metrics.items() if k != "per_class_accuracy"}
+                rows.append(common | {"target": target} | measured)
+            for target in ("harmonic_mean", "average"):
+                if target in result:
+                    rows.append(common | {"target": target, "accuracy": result[target]})
+        except (ValueError, KeyError, TypeError) as error:
+            raise CoopError(f"{path} is not a result of this toolkit ({error!r}): remove it, run it again") from error
+    if not rows:
+        raise CoopError(f"there are no finished runs under {results}: run something first (coop run)")
+    return pd.DataFrame(rows)
+
+
+_digests: dict[tuple[str, int, int], str] = {}
+
+
+def _file_or_name(name: str | None) -> str | None:
+    """Return a name as it is, and a file as the digest of its content, so that a changed file is another run."""
+    path = Path(name) if name else None
+    if path is None or not path.is_file():
+        return name
+    status = path.stat()
+    key = (str(path), status.st_size, status.st_mtime_ns)
+    if key not in _digests:
+        with path.open("rb") as file:
+            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return _digests[key]

@@ -1,0 +1,260 @@
+"""One run: data -> features -> method -> result."""
+
+import dataclasses
+import hashlib
+import json
+import platform
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from omegaconf import OmegaConf
+
+import coop
+from coop.artefact import FILE, Artefact
+from coop.backbone import Backbone, load_backbone
+from coop.config import RunConfig
+from coop.data import (
+    Dataset,
+    Split,
+    check_images,
+    few_shot,
+    few_shot_notes,
+    read_dataset,
+    read_sample_file,
+    write_sample_file,
+)
+from coop.data.description import load_description
+from coop.data.reading import read_described
+from coop.errors import CoopError
+from coop.evaluate import evaluate
+from coop.features import FeatureCache, LabelledFeatures
+from coop.methods import METHODS, Method
+from coop.protocols import Target, classes_of, restricted, summary, targets_of, training_labels
+from coop.results import CONFIG, FAILURE, RESULT, SAMPLE, flat, identity, run_folder, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has been checked and can start: what it is, and where it goes."""
+
+    config: RunConfig
+    dataset: Dataset
+    train: Split
+    val: Split
+    targets: tuple[Target, ...]
+    about: dict[str, Any]
+    folder: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether it has a result already."""
+        return (self.folder / RESULT).is_file()
+
+
+class Workshop:
+    """What stays in memory between the runs of a sweep: datasets, one backbone, its features of test sets."""
+
+    def __init__(self) -> None:
+        self._datasets: dict[str, Dataset] = {}
+        self._checked: set[tuple[Path, str]] = set()
+        self._backbone: tuple[tuple[Any, ...], Backbone, FeatureCache] | None = None
+        self._tests: dict[tuple[str, str], torch.Tensor] = {}
+
+    def dataset(self, description: Mapping[str, Any], data_root: Path) -> Dataset:
+        """Return a dataset, read once."""
+        key = json.dumps([description, str(data_root)], sort_keys=True, default=str)
+        if key not in self._datasets:
+            self._datasets[key] = read_dataset(description, data_root)
+        return self._datasets[key]
+
+    def target(self, name: Any, data_root: Path) -> Dataset:
+        """Return a dataset that a protocol names, or a mapping with its name and changed keys."""
+        changed = dict(name) if isinstance(name, Mapping) else {"name": name}
+        key = json.dumps([changed, str(data_root)], sort_keys=True, default=str)
+        if key not in self._datasets:
+            called = str(changed.pop("name", ""))
+            self._datasets[key] = read_described(load_description(called, **changed), data_root)
+        return self._datasets[key]
+
+    def check_test_images(self, target: Target) -> None:
+        """Look, once, whether a test set's images are there."""
+        key = (target.dataset.root, target.name + target.dataset.digest)
+        if key not in self._checked:
+            check_images(target.dataset.root, target.test.paths, target.dataset.follow_links)
+            self._checked.add(key)
+
+    def backbone(self, config: RunConfig) -> tuple[Backbone, FeatureCache]:
+        """Return the run's backbone and its feature cache; the last one stays loaded."""
+        wanted = (config.backbone, config.device, config.precision, config.cache, config.workers)
+        if self._backbone is None or self._backbone[0] != wanted:
+            self._backbone = None  # the old one leaves before the new one comes
+            self._tests.clear()
+            b = load_backbone(config.backbone.architecture, config.backbone.pretrained, config.device, config.precision)
+            self._backbone = (wanted, b, FeatureCache(b, config.cache, config.workers))
+        return self._backbone[1:]
+
+    def test_features(self, cache: FeatureCache, target: Target) -> torch.Tensor:
+        """Return the (n, e) test-view features of a test set."""
+        key = (target.dataset.digest + str(target.dataset.root), target.name)
+        if key not in self._tests:
+            self._tests[key] = cache(target.dataset.root, target.test.paths)[0].to(cache.backbone.device)
+        return self._tests[key]
+
+
+def prepare(config: RunConfig, workshop: Workshop) -> Run:
+    """Check everything that can be checked without a model, and name the run.
+
+    Raises CoopError for what the data does not allow.
+    """
+    dataset = workshop.dataset(config.dataset, config.data_root)
+    protocol = config.protocol
+    others = [workshop.target(name, config.data_root) for name in protocol.targets]
+    if protocol.name in ("cross_dataset", "domain_generalisation") and not others:
+        raise CoopError(f"protocol={protocol.name} needs protocol.targets=[...]: the datasets to test on")
+    targets = targets_of(protocol.name, dataset, others)
+    train, val = Split((), ()), Split((), ())
+    if METHODS[config.method].trains:
+        if config.sample_file:
+            train, val = read_sample_file(config.sample_file, dataset)
+        else:
+            train, val = few_shot(dataset, config.shots, config.seed)
+        check_images(dataset.root, [*train.paths, *val.paths], dataset.follow_links)
+    for target in targets:
+        workshop.check_test_images(target)
+    sample = _sample_digest(train, val) if config.sample_file else None
+    about = identity(config, dataset, {other.name: other.digest for other in others}, sample)
+    defaults = flat(dataclasses.asdict(METHODS[config.method].Options()))
+    folder = run_folder(config.results, about, defaults)
+    return Run(config, dataset, train, val, tuple(targets), about, folder)
+
+
+def execute(run: Run, workshop: Workshop) -> dict[str, Any]:
+    """Do a run and return its result; on failure leave `failure.json` in its folder and raise."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / FAILURE).unlink(missing_ok=True)
+    try:
+        write_text(run.folder / CONFIG, OmegaConf.to_yaml(_plain(run.config)))
+        result = _execute(run, workshop)
+    except BaseException as error:
+        trace = None if isinstance(error, CoopError) else traceback.format_exc()
+        about = {"error": str(error) or type(error).__name__, "traceback": trace, "identity": run.about}
+        write_json(run.folder / FAILURE, about)
+        raise
+    write_json(run.folder / RESULT, result)
+    return result
+
+
+def _execute(run: Run, workshop: Workshop) -> dict[str, Any]:
+    config, watch = run.config, Stopwatch()
+    backbone, cache = workshop.backbone(config)
+    labels = training_labels(config.protocol.name, run.dataset)
+    method = METHODS[config.method](backbone, classes_of(run.dataset, labels), config.options, config.seed)
+    for target in run.targets:  # what cannot be tested is not trained
+        _for_target(method, target)
+    watch("prepare")
+    fit: dict[str, Any] = {}
+    if method.trains:
+        parts = [restricted(part, labels) for part in (run.train, run.val)]
+        about = {"dataset": run.dataset.name, "shots": config.shots, "seed": config.seed}
+        write_sample_file(run.folder / SAMPLE, run.train, run.val, run.dataset.class_names, **about)
+        train, val = _sample_features(cache, run, parts)
+        watch("train_features")
+        fit = method.fit(train, val)
+        watch("fit")
+    tests = {target.name: workshop.test_features(cache, target) for target in run.targets}
+    watch("test_features")
+    metrics = {}
+    for target in run.targets:
+        logits = _for_target(method, target).logits(tests[target.name])
+        truth = torch.tensor(target.test.labels)
+        metrics[target.name] = dataclasses.asdict(evaluate(logits, truth, target.classes.names))
+    artefact = Artefact.of(method)
+    artefact.save(run.folder / FILE)
+    watch("test")
+    accuracies = {name: m["accuracy"] for name, m in metrics.items()}
+    source = run.dataset.split_source
+    return {
+        "identity": run.about,
+        "accuracy": accuracies[run.targets[0].name],
+        **summary(config.protocol.name, accuracies),
+        "targets": metrics,
+        "fit": fit,
+        "seconds": watch.seconds,
+        "split_source": source,
+        "own_split": source.startswith("own split"),
+        "notes": [*run.dataset.notes, *(few_shot_notes(run.dataset, config.shots) if method.trains else ())],
+        "weights": backbone.identity,
+        "device": str(backbone.device),
+        "versions": versions(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _for_target(method: Method, target: Target) -> Method:
+    """Return the method for a target's classes: itself where it was made for them."""
+    return method if target.classes.names == method.classes.names else method.for_classes(target.classes)
+
+
+def _sample_features(
+    cache: FeatureCache, run: Run, parts: Sequence[Split]
+) -> tuple[LabelledFeatures, LabelledFeatures]:
+    """Return the features of the train sample, with its random views, and of the validation sample."""
+    device = cache.backbone.device
+    train, val = parts
+    augment = getattr(run.config.options, "augment", None)
+    views = augment.views if augment else 0
+    fresh = views == "epochs"
+    count = run.config.options.epochs if fresh else views
+    features = cache(run.dataset.root, train.paths, range(count + 1)).to(device)
+    shown = cache(run.dataset.root, val.paths)[0].to(device) if len(val) else features[0, :0]
+    return (
+        LabelledFeatures(torch.tensor(train.labels, device=device), features[0], features[1:], fresh),
+        LabelledFeatures(torch.tensor(val.labels, dtype=torch.long, device=device), shown, features[:0, :0]),
+    )
+
+
+def _sample_digest(train: Split, val: Split) -> str:
+    rows = [[*zip(part.paths, part.labels, strict=True)] for part in (train, val)]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as YAML can write it."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return plain
+
+
+class Stopwatch:
+    """Seconds between one call and the next, by name."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock, self._last, self.seconds = clock, clock(), dict[str, float]()
+
+    def __call__(self, name: str) -> None:
+        """Note the time since the last call under `name`."""
+        now = self._clock()
+        self.seconds[name] = round(now - self._last, 4)
+        self._last = now
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {
+        "coop": coop.__version__,
+        "torch": str(torch.__version__),
+        "open_clip": open_clip.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return a finished run's result."""
+    result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    return result

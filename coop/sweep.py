@@ -1,0 +1,169 @@
+"""`coop run`: Hydra overrides -> runs -> what is missing is done, and what fails does not stop the rest."""
+
+import sys
+from collections.abc import Sequence
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+
+from coop.config import first_line, run_config
+from coop.data import dataset_descriptions
+from coop.errors import CoopError
+from coop.paths import resource_folder
+from coop.progress import progress_display, track
+from coop.runner import Run, Workshop, execute, prepare, read_result
+
+LAUNCHER = "hydra/launcher="
+
+
+def run_command(overrides: Sequence[str], multirun: bool, show: bool = False) -> int:
+    """Do what `coop run` was asked to do; return the exit code. `show` prints the configuration and runs nothing."""
+    _register_datasets()
+    jobs = expand(overrides) if multirun else [list(overrides)]
+    with initialize_config_dir(str(resource_folder("conf")), version_base="1.3", job_name="coop"):
+        configs = [_compose(job) for job in track(jobs, "composing", len(jobs))]
+    if show:
+        print("---\n".join(OmegaConf.to_yaml(config) for config in configs), end="")
+        return 0
+    workshop = Workshop()
+    typed = [run_config(config) for config in configs]
+    prepared = [prepare(config, workshop) for config in track(typed, "checking", len(typed))]
+    runs = list({run.folder: run for run in prepared}.values())
+    if not multirun:
+        return _single(runs[0], workshop)
+    if any(job.startswith(LAUNCHER) and job != f"{LAUNCHER}basic" for job in overrides):
+        return _launch(overrides, runs)
+    return _sweep(runs, workshop)
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of every run of a grid, as Hydra's own sweeper makes them."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        batches = BasicSweeper.split_arguments(parsed, None)
+    except HydraException as error:
+        raise CoopError(_sentence(error)) from error
+    return [list(job) for batch in batches for job in batch]
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    try:
+        return compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise CoopError(_sentence(error)) from error
+
+
+def _sentence(error: BaseException) -> str:
+    """Return what Hydra means in one line: its message, or that of the cause where it has none."""
+    while not str(error).strip() and error.__cause__:
+        error = error.__cause__
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("Config search path", "See https", "full_key"))]
+    told = " ".join(line for line in kept if not line.startswith("object_type") and "provider=" not in line)
+    return told or type(error).__name__
+
+
+def _register_datasets() -> None:
+    """Make each description in datasets/ a choice of Hydra's group `dataset`."""
+    for name, path in dataset_descriptions().items():
+        ConfigStore.instance().store(group="dataset", name=name, node=OmegaConf.load(path))
+
+
+def _single(run: Run, workshop: Workshop) -> int:
+    console = Console(soft_wrap=True, highlight=False)
+    if run.done:
+        console.print(f"done already: {escape(str(run.folder))}")
+    else:
+        with progress_display():
+            execute(run, workshop)
+    console.print(describe(run))
+    return 0
+
+
+def _sweep(runs: Sequence[Run], workshop: Workshop) -> int:
+    """Do the missing runs, one backbone after the other so that each is loaded once."""
+    console = Console(soft_wrap=True, highlight=False)
+    missing = [run for run in runs if not run.done]
+    missing.sort(key=lambda run: (str(run.config.backbone), run.config.precision, run.dataset.name))
+    console.print(f"{len(runs)} runs: {len(runs) - len(missing)} done already, {len(missing)} to do")
+    failed = 0
+    for number, run in enumerate(track(missing, "runs", len(missing)), start=1):
+        place = f"[{number}/{len(missing)}] {name_of(run)}"
+        with progress_display() as display:
+            out = display.console if not display.disable else console
+            try:
+                result = execute(run, workshop)
+                seconds = sum(result["seconds"].values())
+                out.print(f"{escape(place)}  {_percent(result['accuracy'])}  ({seconds:.1f} s)", highlight=False)
+            except Exception as error:
+                failed += 1
+                out.print(f"{escape(place)}  failed: {escape(first_line(error))}", highlight=False)
+    return _closing(runs, failed, console)
+
+
+def _launch(overrides: Sequence[str], runs: Sequence[Run]) -> int:
+    """Hand the grid to a Hydra launcher (Slurm, joblib); its jobs do what is missing, in processes of their own."""
+    GlobalHydra.instance().clear()
+    missing = [run for run in runs if not run.done]
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{len(runs)} runs: {len(runs) - len(missing)} done already, {len(missing)} to do")
+    if missing:
+        arguments, sys.argv = sys.argv, ["coop", "--multirun", *overrides]
+        try:
+            hydra.main(config_path=str(resource_folder("conf")), config_name="config", version_base="1.3")(job)()
+        finally:
+            sys.argv = arguments
+    return _closing(runs, sum(not run.done for run in runs), console)
+
+
+def job(config: DictConfig) -> None:
+    """One run in a launcher's process; its failure is recorded in its folder and stops nothing else."""
+    workshop = Workshop()
+    run = prepare(run_config(config), workshop)
+    if not run.done:
+        try:
+            execute(run, workshop)
+        except Exception as error:
+            print(f"{name_of(run)}  failed: {first_line(error)}", file=sys.stderr)
+
+
+def _closing(runs: Sequence[Run], failed: int, console: Console) -> int:
+    results = runs[0].config.results
+    console.print(f"{len(runs) - failed} done, {failed} failed", end="")
+    console.print(f" (why: failure.json in its folder under {results})" if failed else f"; see: coop table {results}")
+    return 1 if failed else 0
+
+
+def name_of(run: Run) -> str:
+    """Return a run's name for people: its folder below the results, without the digest."""
+    return str(run.folder.relative_to(run.config.results)).rsplit("-", 1)[0]
+
+
+def describe(run: Run) -> str:
+    """Return what a finished run found, in a few lines."""
+    result = read_result(run.folder)
+    lines = [name_of(run)]
+    width = max(len(name) for name in result["targets"])
+    for name, m in result["targets"].items():
+        lines.append(
+            f"  {name:<{width}}  accuracy {_percent(m['accuracy'])}  macro F1 {_percent(m['macro_f1'])}"
+            f"  ECE {_percent(m['ece'])}  ({m['n']} images)"
+        )
+    lines += [
+        f"  {key.replace('_', ' ')} {_percent(result[key])}" for key in ("harmonic_mean", "average") if key in result
+    ]
+    lines += [f"  note: {note}" for note in result["notes"]]
+    return escape("\n".join([*lines, f"  in {run.folder}"]))
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
