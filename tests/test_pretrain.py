@@ -120,10 +120,12 @@ def test_interrupted_run_ends_with_the_same_weights(folder: Path, tmp_path: Path
     assert not torch.equal(whole["token_embedding.weight"], other_seed["token_embedding.weight"])
 
 
-def test_resuming_with_another_schedule_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_resuming_with_another_schedule_or_model_is_refused(folder: Path, tmp_path: Path) -> None:
     trained(folder, tmp_path, SCHEDULE)
     with pytest.raises(CoopError, match=r"lr=0.001.*another folder"):
         trained(folder, tmp_path, replace(SCHEDULE, lr=0.1))
+    with pytest.raises(CoopError, match="another architecture"):
+        fit(nn.Linear(1, 1), lambda start: [0.0], lambda batch: torch.zeros(()), SCHEDULE, tmp_path)
 
 
 def test_every_epoch_shows_every_pair_once_and_batches_depend_on_the_step_alone() -> None:

@@ -146,7 +146,10 @@ def _resume(
     if changed:
         then = ", ".join(f"{name}={state['schedule'].get(name)}" for name in changed)
         raise CoopError(f"'{path}' is from a run with {then}: train with these, or into another folder")
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise CoopError(f"'{path}' is of another architecture: train it on, or train into another folder") from error
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     return int(state["step"])
