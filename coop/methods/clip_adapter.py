@@ -31,7 +31,7 @@ class ClipAdapterOptions(Training):
     """`ratio`: a number in [0, 1], `search` (the best of `RATIOS` on validation) or `learned` (with the adapter)."""
 
     branch: str = "visual"
-    ratio: float | str = 0.2
+    ratio: float | int | str = 0.2
     template: str | None = None
 
     def __post_init__(self) -> None:
@@ -43,6 +43,8 @@ class ClipAdapterOptions(Training):
                 raise CoopError(f"ratio={self.ratio}: give a number from 0 to 1, 'search' or 'learned'")
         elif not 0 <= self.ratio <= 1:
             raise CoopError(f"ratio={self.ratio}: give a number from 0 to 1, 'search' or 'learned'")
+        else:
+            object.__setattr__(self, "ratio", float(self.ratio))
 
 
 class ClipAdapter(Trained):
