@@ -46,7 +46,7 @@ def make_table(
 ) -> Table:
     """Return the table of `value`, from runs with their `difference`.
 
-    Unless given, the columns are the shots (and the test sets, where a run has several), the rows all else that differs.
+    Unless given, columns are the shots (and the test sets, where a run has several), rows all else that differs.
     Raises CoopError for unknown keys, and where runs that differ in more than their seed would be averaged.
     """
     keys = [key for key in frame.columns if key not in _NOT_KEYS]

@@ -159,7 +159,7 @@ class PromptEncoder:
         """
         own = [len(row) - self.shared for row in rows]
         limit = self.limit if self.shared + sum(own) <= self.limit else max(self.limit // 2, max(own))
-        chunks = []
+        chunks: list[_Chunk] = []
         for part in _fill(own, limit):
             chunks.append(self._chunk([rows[i] for i in part], with_prefix=not chunks))
         return chunks
