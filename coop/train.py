@@ -82,17 +82,19 @@ def learning_rates(
     return rates
 
 
-def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Return the number of batches: an incomplete last one is dropped, unless it is the only one."""
-    return max(n // batch_size, 1)
+def steps_per_epoch(n: int, batch_size: int, drop_last: bool = True) -> int:
+    """Return the number of batches; `drop_last` drops an incomplete last one, unless it is the only one."""
+    return max(n // batch_size, 1) if drop_last else math.ceil(n / batch_size)
 
 
-def epoch_batches(data: LabelledFeatures, epochs: int, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+def epoch_batches(
+    data: LabelledFeatures, epochs: int, batch_size: int, generator: torch.Generator, drop_last: bool = True
+) -> Iterator[Batch]:
     """Yield the batches of all epochs: each epoch draws its views, then an order."""
     for epoch in range(epochs):
         features = data.epoch(epoch, generator)
         order = torch.randperm(len(data), generator=generator).to(features.device)
-        for step in range(steps_per_epoch(len(data), batch_size)):
+        for step in range(steps_per_epoch(len(data), batch_size, drop_last)):
             chosen = order[step * batch_size : (step + 1) * batch_size]
             yield features[chosen], data.labels[chosen]
 

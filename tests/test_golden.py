@@ -41,6 +41,10 @@ def tiny_clip(golden: Path) -> Backbone:
     return Backbone(model, lambda image: image, open_clip.get_tokenizer("ViT-B-32"))
 
 
+def golden_classes(golden: Path) -> Classes:
+    return Classes(tuple(json.loads((golden / "cases.json").read_text())["class_names"]))
+
+
 @pytest.mark.assets
 @pytest.mark.parametrize("name", CASES)
 def test_trajectory(golden: Path, tiny: Backbone, name: str) -> None:

@@ -34,6 +34,7 @@ class Method(ABC):
     name: ClassVar[str]
     Options: ClassVar[type]
     trains: ClassVar[bool] = True  # whether shots and seed are part of what a run is
+    selects_on: ClassVar[str] = "val"  # the part that `fit` gets to choose on: "test" only for published protocols
 
     def __init__(self, backbone: Backbone, classes: Classes, options: Any, seed: int = 1) -> None:
         self.backbone, self.classes, self.options, self.seed = backbone, classes, options, seed

@@ -1,6 +1,6 @@
 """CoOp: learned context vectors in place of hand-written words (Zhou et al., IJCV 2022)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from coop.backbone import Backbone
 from coop.errors import CoopError, unknown
 from coop.features import LabelledFeatures
-from coop.methods.base import Classes, Method, generator
+from coop.methods.base import Classes, generator
+from coop.methods.trained import Trained
 from coop.methods.zero_shot import scaled_cosine
 from coop.text.layout import CTX_POSITIONS
-from coop.train import Training, epoch_batches, learning_rates, sgd, steps_per_epoch, train
+from coop.train import Training
 
 
 class PromptLearner(nn.Module):
@@ -82,7 +83,7 @@ class CoOpOptions(Training):
             raise CoopError(f"n_ctx={self.n_ctx}: give at least 1 context vector")
 
 
-class CoOp(Method):
+class CoOp(Trained):
     """p(y = i | x) = softmax_i(exp(logit scale) * cos(f(x), g(t_i))), t_i = [V]_1 .. [V]_M [CLASS_i]; V is learned.
 
     Trained by cross-entropy with the protocol's SGD. Departures from the released code: the context and its optimiser
@@ -115,35 +116,25 @@ class CoOp(Method):
 
     def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
         """Train the context; the last epoch is the result (`val` is not used)."""
-        o = self.options
-        rates = learning_rates(
-            o.epochs, steps_per_epoch(len(train_set), o.batch_size), o.lr, o.warmup_epochs, o.warmup_lr
-        )
-        batches = epoch_batches(train_set, o.epochs, o.batch_size, generator(self.seed))
-        losses = train(sgd([self.learner.ctx], o), self.loss, batches, rates, self.name)
-        self._class_features = None
-        ends = {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
-        return {"n_ctx": self.learner.n_ctx, "steps": len(losses)} | ends
+        return {"n_ctx": self.learner.n_ctx, **super().fit(train_set, val)}
 
     @torch.no_grad()
-    def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
-        """Return scaled cosine similarities; the text tower runs once."""
+    def class_features(self) -> Float[Tensor, "c e"]:
+        """Return the learned prompts' normalised features; the text tower runs once."""
         if self._class_features is None:
             self._class_features = self.learner.class_features()
-        return scaled_cosine(self.backbone, features, self._class_features)
+        return self._class_features
 
-    def state(self) -> dict[str, Tensor]:
+    def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
+        """Return scaled cosine similarities."""
+        return scaled_cosine(self.backbone, features, self.class_features())
+
+    def parameters(self) -> dict[str, nn.Parameter]:
         """Return `ctx`, (m, d) or (c, m, d)."""
-        return {"ctx": self.learner.ctx.detach()}
+        return {"ctx": self.learner.ctx}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take a context back. Raises CoopError where its shape is not this prompt's."""
-        ctx = state.get("ctx")
-        if ctx is None or set(state) != {"ctx"} or ctx.shape != self.learner.ctx.shape:
-            found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-            raise CoopError(f"expected a context ctx of shape {tuple(self.learner.ctx.shape)}, found {found}")
-        with torch.no_grad():
-            self.learner.ctx.copy_(ctx)
+    def forget(self) -> None:
+        """Drop the class features."""
         self._class_features = None
 
     def for_classes(self, classes: Classes) -> "CoOp":

@@ -71,10 +71,19 @@ class TextTower:
         self.heads: int = self.transformer.resblocks[0].attn.num_heads
         self.blocks = [_open(block) for block in self.transformer.resblocks] if self.shares_prefixes else []
 
+    @property
+    def joint_width(self) -> int:
+        """The width e of what `project` returns."""
+        if self.projection is None:
+            return self.width
+        if isinstance(self.projection, nn.Linear):
+            return self.projection.out_features
+        return self.projection.shape[1]
+
     def project(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
         """Return the final layer norm and projection of pooled states, in float32."""
         x = layer_norm(x, self.ln_final, self.dtype)
-        if isinstance(self.projection, nn.Module):
+        if isinstance(self.projection, nn.Linear):
             return self.projection(x).float()
         return (x if self.projection is None else x @ self.projection.to(x.dtype)).float()
 

@@ -1,0 +1,146 @@
+"""CLIP-Adapter: a bottleneck on the features, mixed with what they were (Gao et al., IJCV 2024)."""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from coop.backbone import Backbone
+from coop.errors import CoopError, unknown
+from coop.features import LabelledFeatures
+from coop.methods.base import Classes, generator
+from coop.methods.layers import linear
+from coop.methods.trained import Trained
+from coop.methods.zero_shot import hand_written_features, scaled_cosine
+from coop.progress import track
+from coop.text.templates import expand_template
+from coop.train import Training
+
+BRANCHES = {"visual": ("visual",), "text": ("text",), "both": ("visual", "text")}
+REDUCTION = 4
+RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # those that the paper compares (its table 4); 0 is zero-shot CLIP
+
+
+@dataclass(frozen=True)
+class ClipAdapterOptions(Training):
+    """`ratio`: a number in [0, 1], `search` (the best of `RATIOS` on validation) or `learned` (with the adapter)."""
+
+    branch: str = "visual"
+    ratio: float | int | str = 0.2
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.branch not in BRANCHES:
+            raise unknown("branch", self.branch, BRANCHES)
+        if isinstance(self.ratio, str):
+            if self.ratio not in ("search", "learned"):
+                raise CoopError(f"ratio={self.ratio}: give a number from 0 to 1, 'search' or 'learned'")
+        elif not 0 <= self.ratio <= 1:
+            raise CoopError(f"ratio={self.ratio}: give a number from 0 to 1, 'search' or 'learned'")
+        else:
+            object.__setattr__(self, "ratio", float(self.ratio))
+
+
+class ClipAdapter(Trained):
+    """logits = exp(logit scale) * cos(f*, W*), with f* = r A_v(f) + (1 - r) f and W* = r A_t(W) + (1 - r) W.
+
+    A(x) = relu(relu(x W_1) W_2) narrows the width e to e/4 and back; a branch that is not chosen is left as it is.
+    f is the image feature before normalisation, as in the released code; W the normalised feature of each class's
+    hand-written prompts. Text features are computed once. Departures from the released code: the text branch and the
+    ways to find the ratio are only in the paper; a learned ratio is one number (sigmoid of a weight that starts at
+    0.2), not a network's output; both branches share it.
+    """
+
+    name = "clip_adapter"
+    Options = ClipAdapterOptions
+
+    def __init__(self, backbone: Backbone, classes: Classes, options: ClipAdapterOptions, seed: int = 1) -> None:
+        super().__init__(backbone, classes, options, seed)
+        templates = expand_template(options.template, classes.template, classes.dataset)
+        self.text = hand_written_features(backbone, templates, classes.names)
+        self._start(0.2 if isinstance(options.ratio, str) else options.ratio)
+
+    def _start(self, ratio: float) -> None:
+        """Take fresh adapters, from the seed, and this ratio."""
+        random = generator(self.seed)
+        adapters = {branch: _adapter(self.text.shape[1], random) for branch in BRANCHES[self.options.branch]}
+        self.adapters = nn.ModuleDict(adapters).to(self.text.device)
+        weight = math.log(ratio / (1 - ratio)) if self.options.ratio == "learned" else ratio
+        self.ratio_weight = nn.Parameter(torch.tensor(float(weight), device=self.text.device))
+
+    @property
+    def ratio(self) -> Float[Tensor, ""]:
+        """The weight of the adapted features."""
+        return torch.sigmoid(self.ratio_weight) if self.options.ratio == "learned" else self.ratio_weight.detach()
+
+    def _adapted(self, branch: str, x: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
+        if branch not in self.adapters:
+            return x
+        return self.ratio * self.adapters[branch](x) + (1 - self.ratio) * x
+
+    def scores(self, features: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
+        """Return the logits, differentiable in what is learned."""
+        features = self._adapted("visual", features.to(self.text.device).float())
+        return scaled_cosine(self.backbone, features, F.normalize(self._adapted("text", self.text), dim=-1))
+
+    def loss(self, features: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Return the batch's cross-entropy."""
+        return F.cross_entropy(self.scores(features), labels.to(self.text.device))
+
+    @torch.no_grad()
+    def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
+        """Return the scaled cosines of the adapted features."""
+        return self.scores(features)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the layers of each branch, and `ratio` (its logit where it is learned)."""
+        layers = {f"{name}.{k}": p for name, adapter in self.adapters.items() for k, p in adapter.named_parameters()}
+        return {**layers, "ratio": self.ratio_weight}
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Return the layers, and the ratio where it is learned."""
+        learned = self.options.ratio == "learned"
+        return [p for name, p in self.parameters().items() if learned or name != "ratio"]
+
+    def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
+        """Train the adapter; with `ratio=search` once for every ratio, keeping the smallest that is best on `val`."""
+        if self.options.ratio != "search":
+            return {**super().fit(train_set, val), "ratio": float(self.ratio.detach())}
+        if not len(val):
+            raise CoopError("ratio=search needs validation images, and there are none: give a ratio, or 'learned'")
+        best: tuple[int, dict[str, Tensor], dict[str, Any]] = (-1, {}, {})
+        accuracies: dict[str, float] = {}
+        for ratio in track(RATIOS, "searching the ratio", len(RATIOS)):
+            self._start(ratio)
+            notes = super().fit(train_set, val)
+            correct = int((self.logits(val.test_view).argmax(dim=1).cpu() == val.labels.cpu()).sum())
+            accuracies[str(ratio)] = correct / len(val)
+            if correct > best[0]:
+                best = (correct, self.state(), notes)
+        self.load_state(best[1])
+        return {**best[2], "ratio": float(self.ratio), "val_accuracy_by_ratio": accuracies}
+
+    def for_classes(self, classes: Classes) -> "ClipAdapter":
+        """Return the same adapters and ratio over the prompts of other classes."""
+        moved = ClipAdapter(self.backbone, classes, self.options, self.seed)
+        moved.load_state(self.state())
+        return moved
+
+
+def _adapter(width: int, random: torch.Generator) -> nn.Sequential:
+    """Return relu(relu(x W_1) W_2)."""
+    hidden = max(width // REDUCTION, 1)
+    return nn.Sequential(
+        OrderedDict(
+            down=linear(width, hidden, bias=False, generator=random),
+            relu=nn.ReLU(),
+            up=linear(hidden, width, bias=False, generator=random),
+            out=nn.ReLU(),
+        )
+    )

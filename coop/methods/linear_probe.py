@@ -1,0 +1,152 @@
+"""Linear probe: logistic regression on image features alone (Radford et al. 2021; CoOp's lpclip)."""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from coop.backbone import Backbone
+from coop.errors import CoopError
+from coop.features import LabelledFeatures
+from coop.methods.base import Classes, Method
+from coop.methods.trained import load_parameters
+from coop.progress import progress_display
+
+GRID = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0)  # powers of ten
+BISECTIONS = 8
+NEVER = -1e4  # the logit of a class without training images
+
+
+@dataclass(frozen=True)
+class LinearProbeOptions:
+    """`C` is the inverse strength of the L2 penalty; None to search for it on validation."""
+
+    C: float | None = None
+    max_iter: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.C is not None and not (self.C > 0 and math.isfinite(self.C)):
+            raise CoopError(f"C={self.C}: give a number above 0")
+        if self.max_iter < 1:
+            raise CoopError(f"max_iter={self.max_iter}: give at least 1")
+
+
+class LinearProbe(Method):
+    """logits = f A + b with the A, b that minimise sum_i CE(f_i A + b, y_i) + |A|^2 / (2 C): scikit-learn's L-BFGS.
+
+    f is the test view, not normalised, as released. C maximises the accuracy on validation: the best of a grid from
+    1e6 to 1e-6, then 8 bisections between C/10 and 10 C. Departures: the few-shot sample is the one that every method
+    gets; each C starts from the solution for the nearest one below that is known already, where the released code
+    starts from zero (both stop at the same tolerance).
+    """
+
+    name = "linear_probe"
+    Options = LinearProbeOptions
+
+    def __init__(self, backbone: Backbone, classes: Classes, options: LinearProbeOptions, seed: int = 1) -> None:
+        super().__init__(backbone, classes, options, seed)
+        c, e = len(classes.names), backbone.joint_width
+        self.weight, self.bias = torch.zeros(c, e), torch.zeros(c)
+
+    def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
+        """Fit the regression, choosing C on `val`."""
+        x, y = train_set.test_view.cpu().numpy(), train_set.labels.cpu().numpy()
+        if len(np.unique(y)) < 2:
+            raise CoopError("method=linear_probe needs training images of at least 2 classes")
+        probes = _Probes(x, y, self.options.max_iter)
+        if self.options.C is not None:
+            power, notes = math.log10(self.options.C), {}
+        elif not len(val):
+            raise CoopError("method=linear_probe searches C on validation images, and there are none: give C")
+        else:
+            power, accuracy = self._search(probes, val)
+            notes = {"val_accuracy": accuracy}
+        self.weight, self.bias = _rows(probes(power), len(self.classes.names))
+        return {"C": 10.0**power, **notes}
+
+    def _search(self, probes: "_Probes", val: LabelledFeatures) -> tuple[float, float]:
+        x, y = val.test_view.cpu().numpy(), val.labels.cpu().numpy()
+        with progress_display() as display:
+            task = display.add_task("searching C", total=len(GRID) + BISECTIONS + 1)
+
+            def fitted(power: float) -> LogisticRegression:
+                probe = probes(power)
+                display.update(task, completed=len(probes.known))
+                return probe
+
+            for power in sorted(GRID):  # the strongest penalty is the easiest, and each solution starts the next
+                fitted(power)
+            found = search_c(lambda power: float(fitted(power).score(x, y)))
+            display.remove_task(task)
+        return found
+
+    @torch.no_grad()
+    def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
+        """Return the regression's scores."""
+        return features.to(self.weight.device).float() @ self.weight.T + self.bias
+
+    def state(self) -> dict[str, Tensor]:
+        """Return `weight` (c, e) and `bias` (c,)."""
+        return {"weight": self.weight, "bias": self.bias}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take the regression back. Raises CoopError where it is not for these classes and this width."""
+        load_parameters(self.name, self.state(), state)
+
+
+def search_c(accuracy: Callable[[float], float]) -> tuple[float, float]:
+    """Return the power of ten of the C that the protocol's search finds, and its accuracy.
+
+    The first best of `GRID` gives the bracket C/10 .. 10 C. Each of 8 times the better end is kept, the lower one if
+    both are equal, and the other moves to the middle (in powers of ten).
+    """
+    at = cache(accuracy)
+    peak = max(GRID, key=at)
+    left, right = peak - 1, peak + 1
+    for _ in range(BISECTIONS):
+        middle = (left + right) / 2
+        if at(left) < at(right):
+            kept, left = right, middle
+        else:
+            kept, right = left, middle
+    return kept, at(kept)
+
+
+class _Probes:
+    """The regression for C = 10^power, fitted once, from the nearest solution with a smaller C."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, max_iter: int) -> None:
+        self.x, self.y, self.max_iter = x, y, max_iter
+        self.known: dict[float, LogisticRegression] = {}
+
+    def __call__(self, power: float) -> LogisticRegression:
+        if power not in self.known:
+            probe = LogisticRegression(C=10.0**power, max_iter=self.max_iter, warm_start=True)
+            below = [p for p in self.known if p < power]
+            if below:
+                start = self.known[max(below)]
+                probe.classes_, probe.coef_, probe.intercept_ = start.classes_, start.coef_, start.intercept_
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # `max_iter` ends it, as in the protocol
+                self.known[power] = probe.fit(self.x, self.y)
+        return self.known[power]
+
+
+def _rows(probe: LogisticRegression, n_classes: int) -> tuple[Float[Tensor, "c e"], Float[Tensor, " c"]]:
+    """Return a row for every class, also of two classes and of those that the shots do not show."""
+    coef, intercept = torch.from_numpy(probe.coef_).float(), torch.from_numpy(probe.intercept_).float()
+    if len(coef) == 1:  # scikit-learn keeps one row for two classes: that of the second against the first
+        coef, intercept = torch.cat([torch.zeros_like(coef), coef]), torch.cat([torch.zeros_like(intercept), intercept])
+    shown = torch.from_numpy(probe.classes_).long()
+    weight, bias = torch.zeros(n_classes, coef.shape[1]), torch.full((n_classes,), NEVER)
+    weight[shown], bias[shown] = coef, intercept
+    return weight, bias

@@ -1,0 +1,82 @@
+"""Prompt ensembles: the class features of several learned prompts, averaged (as CLIP does with hand-written ones)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from coop.backbone import Backbone
+from coop.errors import CoopError
+from coop.methods.base import Classes, Method
+from coop.methods.coop import CoOp
+from coop.methods.trained import load_parameters
+from coop.methods.zero_shot import scaled_cosine
+from coop.progress import track
+
+
+@dataclass(frozen=True)
+class PromptEnsembleOptions:
+    """`runs` are folders of runs of coop, kgcoop or prograd: of any seeds and lengths, on the same backbone."""
+
+    runs: list[str] = field(default_factory=list)
+
+
+class PromptEnsemble(Method):
+    """logits = exp(logit scale) * f . w_c, with w_c the normalised mean of the runs' normalised class features.
+
+    The runs are loaded when they are first needed; what is saved are the mean features, which need no runs.
+    """
+
+    name = "prompt_ensemble"
+    Options = PromptEnsembleOptions
+    trains = False
+
+    def __init__(self, backbone: Backbone, classes: Classes, options: PromptEnsembleOptions, seed: int = 1) -> None:
+        super().__init__(backbone, classes, options, seed)
+        if not options.runs:
+            raise CoopError("method=prompt_ensemble needs the folders of its runs: runs=[FOLDER,FOLDER]")
+        self._class_features: Tensor | None = None
+
+    @cached_property
+    def members(self) -> list[CoOp]:
+        """The runs' methods, for these classes. Raises CoopError for a run that has no class features of its own."""
+        from coop.artefact import load_method  # which knows all methods, this one too
+
+        members = []
+        for run in track(self.options.runs, "loading runs", len(self.options.runs)):
+            member = load_method(run, backbone=self.backbone)
+            if not isinstance(member, CoOp):
+                raise CoopError(f"{run} is a run of method={member.name}: an ensemble takes coop, kgcoop and prograd")
+            members.append(member if member.classes.names == self.classes.names else member.for_classes(self.classes))
+        return members
+
+    @torch.no_grad()
+    def class_features(self) -> Float[Tensor, "c e"]:
+        """Return the normalised mean of the runs' class features."""
+        if self._class_features is None:
+            features = torch.stack([member.class_features() for member in self.members])
+            self._class_features = F.normalize(features.mean(dim=0), dim=-1)
+        return self._class_features
+
+    def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
+        """Return scaled cosine similarities."""
+        return scaled_cosine(self.backbone, features, self.class_features())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return `class_features` (c, e)."""
+        return {"class_features": self.class_features()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take mean class features back, without a look at the runs."""
+        shape = len(self.classes.names), self.backbone.joint_width
+        features = torch.empty(shape, device=self.backbone.device)
+        load_parameters(self.name, {"class_features": features}, state)
+        self._class_features = features
+
+    def for_classes(self, classes: Classes) -> "PromptEnsemble":
+        """Return an ensemble of the same runs for other classes."""
+        return PromptEnsemble(self.backbone, classes, self.options, self.seed)
