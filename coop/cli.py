@@ -1,4 +1,4 @@
-"""The command line: `coop run | table | words | predict | import | data | pretrain`."""
+"""The command line: `coop demo | run | table | words | predict | import | data | pretrain`."""
 
 import argparse
 import os
@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="coop", description=coop.__doc__.splitlines()[0] if coop.__doc__ else "")
     parser.add_argument("--version", action="version", version=f"coop-clip {coop.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
     _add_run(commands)
     _add_table(commands)
     _add_words(commands)
@@ -56,6 +57,19 @@ def _command(
     command = commands.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
     return command
+
+
+def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(
+        commands, "demo", "zero-shot against learned prompts, with what ships here, in two minutes", _demo
+    )
+    command.add_argument("--results", type=Path, default=Path("demo"), help="folder for the runs (demo)")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from coop.demo import demo
+
+    return demo(args.results)
 
 
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -216,7 +216,7 @@ def _sample_features(
     shown = cache(run.dataset.root, val.paths)[0].to(device) if len(val) else features[0, :0]
     return (
         LabelledFeatures(torch.tensor(train.labels, device=device), features[0], features[1:], fresh),
-        LabelledFeatures(torch.tensor(val.labels, dtype=torch.long, device=device), shown, features[:0, :0]),
+        LabelledFeatures(torch.tensor(val.labels, dtype=torch.long, device=device), shown, shown[None][:0]),
     )
 
 
