@@ -12,12 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from coop.embedded import lit_lite_files
 from coop.errors import CoopError, unknown
+from coop.paths import cache_folder
 from coop.text.encode import PromptEncoder
 from coop.text.layout import Row, Tokenizer, Vocabulary, learned_rows, spoken, template_rows
 from coop.text.tower import TextTower
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+LIT_LITE = "lit_lite"
 
 
 class Backbone:
@@ -123,12 +126,12 @@ def load_backbone(
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     device = check_device(device)
-    name, pretrained, options, overrides = _resolve(architecture, pretrained)
+    name, source, options, overrides = _resolve(architecture, pretrained)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             torch.manual_seed(0)  # only random weights use it
-            model, preprocess = _create(name, pretrained, str(device), precision, options, overrides)
+            model, preprocess = _create(name, source, str(device), precision, options, overrides)
     except CoopError:
         raise
     except Exception as error:
@@ -160,10 +163,13 @@ def check_device(device: str | torch.device) -> torch.device:
 def _resolve(architecture: str, pretrained: str | None) -> tuple[str, str | None, dict[str, Any], dict[str, Any]]:
     """Return open_clip's model name, the tag or file, options of its factory, and preprocessing overrides."""
     overrides: dict[str, Any] = {}
+    if architecture == LIT_LITE:
+        config_file, checkpoint = lit_lite_files(cache_folder())
+        architecture, pretrained = str(config_file), pretrained or str(checkpoint)
     if architecture.endswith(".json"):
         architecture, overrides = _register(Path(architecture))
     if architecture not in open_clip.list_models():
-        raise unknown("architecture", architecture, open_clip.list_models())
+        raise unknown("architecture", architecture, [LIT_LITE, *open_clip.list_models()])
     if pretrained is None or Path(pretrained).is_file():
         return architecture, pretrained, {}, overrides
     tags = open_clip.list_pretrained_tags_by_model(architecture)

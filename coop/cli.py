@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from coop.data.commands import add_data_commands
+    from coop.pretrain.command import add_pretrain_command
 
     parser = argparse.ArgumentParser(prog="coop", description=coop.__doc__.splitlines()[0] if coop.__doc__ else "")
     parser.add_argument("--version", action="version", version=f"coop-clip {coop.__version__}")
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_import(commands)
     add_data_commands(commands)
+    add_pretrain_command(commands)
     return parser
 
 

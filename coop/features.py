@@ -68,8 +68,9 @@ class FeatureCache:
     `workers` processes decode images. Several processes may share the folder.
     """
 
-    def __init__(self, backbone: Backbone, folder: Path, workers: int = 0, batch_size: int = 64) -> None:
-        self.backbone, self.workers, self.batch_size = backbone, workers, batch_size
+    def __init__(self, backbone: Backbone, folder: Path, workers: int = 0) -> None:
+        self.backbone, self.workers = backbone, workers
+        self.batch_size = 256 if backbone.device.type == "cuda" else 16  # on a CPU more only costs memory
         recipe = f"{backbone.identity} {backbone.preprocess!r}"
         self.folder = folder / "features" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
         self._shards: dict[Path, Tensor] = {}

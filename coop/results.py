@@ -20,8 +20,10 @@ from typing import Any
 
 import pandas as pd
 
+from coop.backbone import LIT_LITE
 from coop.config import RunConfig
 from coop.data import Dataset
+from coop.embedded import ASSETS, TEXT_FILE
 from coop.errors import CoopError
 
 RESULT, FAILURE, CONFIG, SAMPLE = "result.json", "failure.json", "config.yaml", "sample.json"
@@ -38,7 +40,7 @@ def identity(config: RunConfig, dataset: Dataset, targets: Mapping[str, str], sa
         "dataset_template": dataset.template,
         "backbone": config.backbone.name,
         "architecture": _file_or_name(config.backbone.architecture),
-        "pretrained": _file_or_name(config.backbone.pretrained),
+        "pretrained": _file_or_name(config.backbone.pretrained or _embedded(config.backbone.architecture)),
         "precision": config.precision,
         "method": config.method,
         "protocol": config.protocol.name,
@@ -117,6 +119,11 @@ def read_results(results: Path) -> pd.DataFrame:
     if not rows:
         raise CoopError(f"there are no finished runs under {results}: run something first (coop run)")
     return pd.DataFrame(rows)
+
+
+def _embedded(architecture: str) -> str | None:
+    """Return the file whose content decides what the embedded model is."""
+    return str(ASSETS / TEXT_FILE) if architecture == LIT_LITE else None
 
 
 _digests: dict[tuple[str, int, int], str] = {}

@@ -18,6 +18,7 @@ from rich.markup import escape
 from coop.config import first_line, run_config
 from coop.data import dataset_descriptions
 from coop.errors import CoopError
+from coop.memory import keep_freed_memory
 from coop.paths import resource_folder
 from coop.progress import progress_display, track
 from coop.runner import Run, Workshop, execute, prepare, read_result
@@ -27,6 +28,7 @@ LAUNCHER = "hydra/launcher="
 
 def run_command(overrides: Sequence[str], multirun: bool, show: bool = False) -> int:
     """Do what `coop run` was asked to do; return the exit code. `show` prints the configuration and runs nothing."""
+    keep_freed_memory()
     _register_datasets()
     jobs = expand(overrides) if multirun else [list(overrides)]
     with initialize_config_dir(str(resource_folder("conf")), version_base="1.3", job_name="coop"):

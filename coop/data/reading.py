@@ -22,6 +22,7 @@ from coop.data.readers.imagenet import read_imagenet, read_imagenet_v2, read_wor
 from coop.data.readers.table import csv_file, read_csv
 from coop.data.split_file import find_split_file, read_split_file
 from coop.errors import CoopError, unknown
+from coop.paths import resource_folder
 
 Reader = Callable[[Description, Path], Content]
 READERS: Mapping[str, Reader] = {
@@ -59,6 +60,11 @@ def read_described(description: Description, data_root: Path) -> Dataset:
     else:
         content = READERS[description.reader](description, folder)
         _explain_own_split(description, folder, content)
+    if folder == _bundled(description):
+        content.notes.append(
+            f"the sample of {description.title} that ships with the toolkit; "
+            f"the whole dataset: coop data prepare {description.name}"
+        )
     root = folder / description.images
     follow_links = description.follow_links or content.follow_links
     names = _class_names(description, content, folder)
@@ -88,6 +94,9 @@ def _existing_folder(description: Description, data_root: Path) -> Path:
     if description.reader == "csv" and not description.root and not description.directory:
         return csv_file(description).parent
     folder = dataset_folder(description, data_root)
+    sample = _bundled(description)
+    if not folder.is_dir() and sample:
+        return sample
     if not folder.is_dir():
         remedy = f"run 'coop data prepare {description.name}' or give " if description.directory else "correct "
         raise CoopError(f"dataset '{description.name}' is not there: no folder {folder}; {remedy}dataset.root=FOLDER")
@@ -97,6 +106,14 @@ def _existing_folder(description: Description, data_root: Path) -> Path:
             f"run 'coop data prepare {description.name}' to see what belongs there"
         )
     return folder
+
+
+def _bundled(description: Description) -> Path | None:
+    """Return the folder of a sample that ships with the toolkit, which serves where the whole dataset is not there."""
+    if description.root or not description.directory:
+        return None
+    folder = resource_folder("datasets") / description.directory
+    return folder if folder.is_dir() else None
 
 
 def _explain_own_split(description: Description, folder: Path, content: Content) -> None:

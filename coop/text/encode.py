@@ -4,8 +4,8 @@ Under a causal mask a token's state depends only on what stands before it. So
 
 (a) nothing after EOT is computed;
 (b) the slots that all prompts begin with are computed once, and every class attends to their keys and values;
-(c) what is left is packed without padding: classes are ordered by length, so that equally long ones are a
-    contiguous block and need neither padding nor a gather;
+(c) what is left is packed: classes stand one after the other in blocks of a few dozen tokens, which attend to the
+    prefix and, under a mask, each class to itself;
 (d) the last block computes queries and the MLP at EOT only.
 
 A leading axis of contexts (one per image, as CoCoOp needs) is carried through everything; CoOp's is of size 1.
@@ -27,18 +27,22 @@ from coop.text.tower import Block, TextTower, layer_norm
 
 KeysValues = list[tuple[Tensor, Tensor]]  # one (b, h, p, d/h) pair per block
 ACTIVATION_BUDGET = 2 * 2**30  # bytes kept for the backward pass before recomputation begins
+BLOCK_SIZES = (32, 48, 64, 96, 128, 192, 256)
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some classes, packed: `prefix` shared rows (in the first chunk only), then blocks of equally long classes."""
+    """Some classes, packed: `prefix` shared rows (in the first chunk only), then `blocks` equally long blocks."""
 
     prefix: int
-    groups: tuple[tuple[int, int], ...]  # (number of classes, own length), in packed order
+    blocks: int
     base: Tensor  # (t, d) token + positional embedding; positional only where the context goes
     ctx_rows: Tensor  # packed rows that hold a context vector
     ctx_slots: Tensor  # which row of the context table each holds
-    last: Tensor  # (c,) packed row of each class's EOT
+    mask: Tensor  # (blocks, 1, s, p + s) what each row of a block sees of the prefix and of its block
+    ends: Tensor  # (blocks * q) packed rows of the EOTs of each block, padded with its first row
+    ends_mask: Tensor  # (blocks, 1, q, p + s) what they see
+    last: Tensor  # (c,) which of `ends` is each class's EOT
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class PromptEncoder:
     def __init__(self, tower: TextTower, rows: Sequence[Row], pad: int = 0, budget: int = ACTIVATION_BUDGET) -> None:
         self.tower = tower
         if tower.shares_prefixes:
-            self.limit = max(budget // (9 * tower.width * tower.layers * 4), 1)  # token states whose activations fit
+            self.limit = max(budget // (12 * tower.width * tower.layers * 4), 1)  # token states whose activations fit
             self.shared = shared_length(rows)
             order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
             self.order = torch.tensor(order).argsort().to(tower.device)
@@ -119,25 +123,28 @@ class PromptEncoder:
     def _block(
         self, block: Block, x: Float[Tensor, "b t d"], chunk: _Chunk, prefix: tuple[Tensor, Tensor] | None, final: bool
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """One residual block over packed rows; the final one returns EOT rows only."""
-        d, heads = self.tower.width, self.tower.heads
+        """One residual block over packed rows; the final one returns EOT rows only, in packed order."""
+        d, heads, p = self.tower.width, self.tower.heads, chunk.prefix
         normed = layer_norm(x, block.ln_1, self.tower.dtype)
 
         def split(y: Tensor) -> Tensor:  # (b, t, n * d) -> (n, b, h, t, d/h)
             return y.unflatten(-1, (-1, heads, d // heads)).permute(2, 0, 3, 1, 4)
 
         if final:
-            q = split(F.linear(normed[:, chunk.last], block.qkv_weight[:d], block.qkv_bias[:d]))[0]
+            q = split(F.linear(normed[:, chunk.ends], block.qkv_weight[:d], block.qkv_bias[:d]))[0]
             k, v = split(F.linear(normed, block.qkv_weight[d:], block.qkv_bias[d:]))
-            x = x[:, chunk.last]
         else:
             q, k, v = split(F.linear(normed, block.qkv_weight, block.qkv_bias))
-        p = chunk.prefix
         if prefix is None:
             prefix = (k[:, :, :p], v[:, :, :p])
-        out = _attend(q, k[:, :, p:], v[:, :, p:], prefix, chunk.groups, queries_per_class=1 if final else None)
-        if p and not final:
-            out = torch.cat([F.scaled_dot_product_attention(q[:, :, :p], *prefix, is_causal=True), out], dim=2)
+        own = (k[:, :, p:], v[:, :, p:])
+        if final:
+            out = _attend(q, *own, prefix, chunk.ends_mask)[:, :, chunk.last]
+            x = x[:, chunk.ends[chunk.last]]
+        else:
+            out = _attend(q[:, :, p:], *own, prefix, chunk.mask)
+            if p:
+                out = torch.cat([F.scaled_dot_product_attention(q[:, :, :p], *prefix, is_causal=True), out], dim=2)
         out = F.linear(out.transpose(1, 2).flatten(2), block.out.weight, block.out.bias)
         x = x + (out if block.scale_1 is None else out * block.scale_1)
         hidden = F.linear(layer_norm(x, block.ln_2, self.tower.dtype), block.c_fc.weight, block.c_fc.bias)
@@ -145,7 +152,7 @@ class PromptEncoder:
         return x + (out if block.scale_2 is None else out * block.scale_2), prefix
 
     def _pack(self, rows: Sequence[Row]) -> list[_Chunk]:
-        """Split rows, ordered by length, into chunks whose saved activations (about 9 widths a token and block) fit."""
+        """Split rows, ordered by length, into chunks whose saved activations (12 widths a token and block) fit."""
         chunks, start = [], 0
         while start < len(rows):
             used = 0 if start else self.shared
@@ -158,24 +165,53 @@ class PromptEncoder:
         return chunks
 
     def _chunk(self, rows: Sequence[Row], with_prefix: bool) -> _Chunk:
-        shared = self.shared
-        slots: list[int] = list(rows[0][:shared]) if with_prefix else []
+        shared, device = self.shared, self.tower.device
+        own = [len(row) - shared for row in rows]
+        size = self._block_size(own)
+        blocks = _fill(own, size)
+        alone = with_prefix and len(blocks) == 1  # a single block takes the prefix in: fewer, larger operations
+        lead = shared if alone else 0
+        prefix = shared if with_prefix and not alone else 0
+        size = lead + max(sum(own[i] for i in block) for block in blocks)
+        seen = 0 if alone else shared
+        slots = list(rows[0][:shared]) if with_prefix else []
         positions = list(range(shared)) if with_prefix else []
-        groups: list[tuple[int, int]] = []
+        mask = torch.zeros(len(blocks), 1, size, seen + size, dtype=torch.bool)
+        most = max(map(len, blocks))
+        ends = torch.zeros(len(blocks), most, dtype=torch.long)
         last = []
-        for row in rows:
-            own = len(row) - shared
-            slots += row[shared:]
-            positions += range(shared, len(row))
-            last.append(len(slots) - 1)
-            if groups and groups[-1][1] == own:
-                groups[-1] = (groups[-1][0] + 1, own)
-            else:
-                groups.append((1, own))
-        device = self.tower.device
+        for number, block in enumerate(blocks):
+            at = lead
+            mask[number, 0, :at, :at] = torch.ones(at, at).tril().bool()
+            for place, i in enumerate(block):
+                rows_of_class = slice(at, at + own[i])
+                mask[number, 0, rows_of_class, : seen + lead] = True
+                mask[number, 0, rows_of_class, seen + at : seen + at + own[i]] = (
+                    torch.ones(own[i], own[i]).tril().bool()
+                )
+                slots += rows[i][shared:]
+                positions += range(shared, len(rows[i]))
+                at += own[i]
+                ends[number, place] = at - 1
+                last.append(number * most + place)
+            mask[number, 0, range(at, size), range(seen + at, seen + size)] = True  # padding sees itself
+            slots += [0] * (size - at)
+            positions += [0] * (size - at)
         base, ctx_rows, ctx_slots = self._base(torch.tensor(slots), torch.tensor(positions))
-        prefix = shared if with_prefix else 0
-        return _Chunk(prefix, tuple(groups), base, ctx_rows, ctx_slots, torch.tensor(last, device=device))
+        ends_mask = mask.gather(2, ends[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
+        starts = prefix + torch.arange(len(blocks))[:, None] * size
+        tensors = (mask, (starts + ends).flatten(), ends_mask, torch.tensor(last))
+        return _Chunk(prefix, len(blocks), base, ctx_rows, ctx_slots, *(tensor.to(device) for tensor in tensors))
+
+    def _block_size(self, own: Sequence[int]) -> int:
+        """Return the block length that costs least: long blocks attend to more, short ones are filled up worse."""
+        d, total, longest = self.tower.width, sum(own), max(own)
+
+        def cost(size: int) -> float:
+            count = len(_fill(own, size))
+            return count * size * (12 * d * d + 2 * d * (self.shared + size)) + count * 1e6
+
+        return min((size for size in (*BLOCK_SIZES, total) if longest <= size <= max(total, longest)), key=cost)
 
     def _base(self, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return frozen embeddings (t, d) in float32 with gaps for the context, the gaps' rows, and their slots."""
@@ -225,37 +261,39 @@ class PromptEncoder:
         return self.tower.run_full(x.view(*chunk.ids.shape, -1), chunk.ids, chunk.pooled)
 
 
+def _fill(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Return which items stand in which block of `size`, one after the other."""
+    blocks: list[list[int]] = []
+    left = 0
+    for i, length in enumerate(lengths):
+        if not blocks or length > left:
+            blocks.append([])
+            left = size
+        blocks[-1].append(i)
+        left -= length
+    return blocks
+
+
 def _attend(
-    q: Float[Tensor, "b h q dh"],
+    q: Float[Tensor, "b h r dh"],
     k: Float[Tensor, "b h t dh"],
     v: Float[Tensor, "b h t dh"],
     prefix: tuple[Tensor, Tensor],
-    groups: tuple[tuple[int, int], ...],
-    queries_per_class: int | None,
+    mask: Tensor,
 ) -> Float[Tensor, "b h r dh"]:
-    """Causal attention of every class to the shared prefix and to its own tokens.
+    """Attention of each block's rows to the shared prefix and to the block, as `mask` (n, 1, s, p + s) allows."""
+    images, blocks = len(q), len(mask)
 
-    `q` holds the prefix's queries first (they are skipped here), or one query, EOT's, per class.
-    """
-    prefix_k, prefix_v = prefix
-    scale = q.shape[-1] ** -0.5
-    p = prefix_k.shape[2]
-    if queries_per_class is None:
-        q = q[:, :, q.shape[2] - k.shape[2] :]
-    to_prefix = (q * scale) @ prefix_k.transpose(-1, -2)
-    outputs = []
-    q_start = start = 0
-    for count, own in groups:
-        per_class = queries_per_class or own
-        q_rows, rows = slice(q_start, q_start + count * per_class), slice(start, start + count * own)
-        q_start, start = q_rows.stop, rows.stop
-        queries = q[:, :, q_rows].unflatten(2, (count, per_class)) * scale
-        keys, values = (y[:, :, rows].unflatten(2, (count, own)) for y in (k, v))
-        scores = queries @ keys.transpose(-1, -2)
-        if per_class > 1:
-            scores = scores + torch.full((own, own), -torch.inf, device=q.device, dtype=q.dtype).triu(1)
-        scores = torch.cat([to_prefix[:, :, q_rows].unflatten(2, (count, per_class)), scores], dim=-1)
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
-        from_prefix = weights[..., :p].flatten(2, 3) @ prefix_v
-        outputs.append(from_prefix + (weights[..., p:] @ values).flatten(2, 3))
-    return torch.cat(outputs, dim=2)
+    def blocked(y: Tensor) -> Tensor:  # (b, h, n * s, dh) -> (b * n, h, s, dh)
+        return y.unflatten(2, (blocks, -1)).transpose(1, 2).flatten(0, 1)
+
+    def with_prefix(y: Tensor, shared: Tensor) -> Tensor:
+        if mask.shape[-1] == y.shape[2] // blocks:  # the block holds the prefix itself
+            return blocked(y)
+        every = shared[:, None].expand(-1, blocks, -1, -1, -1).flatten(0, 1)
+        return torch.cat([every, blocked(y)], dim=2)
+
+    keys, values = with_prefix(k, prefix[0]), with_prefix(v, prefix[1])
+    allowed = mask if images == 1 else mask.repeat(images, 1, 1, 1)
+    out = F.scaled_dot_product_attention(blocked(q), keys, values, attn_mask=allowed)
+    return out.unflatten(0, (images, blocks)).transpose(1, 2).flatten(2, 3)

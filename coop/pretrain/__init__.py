@@ -1,0 +1,1 @@
+"""CLIP's own contrastive pre-training, for anyone with images and texts."""

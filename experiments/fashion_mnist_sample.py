@@ -1,0 +1,63 @@
+"""Make the few-shot sample of Fashion-MNIST in `datasets/fashion_mnist`, or the whole set as images.
+
+    python -m experiments.fashion_mnist_sample                      # the sample, as it is in the repository
+    python -m experiments.fashion_mnist_sample --whole --out DIR    # all 70,000 images
+
+The four files come from Debian's package `dataset-fashion-mnist`, or any folder with them (`--files`).
+"""
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+from coop.data.few_shot import few_shot_sample, sample_indices
+from coop.data.idx import Row, idx_rows, write_images, write_split
+from coop.errors import CoopError
+
+FILES = Path("/usr/share/datasets/fashion-mnist")
+OUT = Path(__file__).resolve().parent.parent / "datasets" / "fashion_mnist"
+SPLIT_FILE = "split_fashion_mnist.json"
+CLASS_NAMES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"
+)  # fmt: skip
+SHOTS, SEEDS = 16, (1, 2, 3)
+TEST_PER_CLASS, TEST_SEED = 100, 1
+
+
+def take_sample(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Return what seeds 1-3 draw at 16 shots from the whole set by CoOp's rule, and 100 test images of each class."""
+    chosen: dict[str, set[str]] = {"train": set(), "val": set()}
+    for seed in SEEDS:
+        train, val = few_shot_sample(rows, SHOTS, seed)
+        chosen["train"].update(item[0] for item in train)
+        chosen["val"].update(item[0] for item in val)
+    stream = random.Random(TEST_SEED)
+    places = sample_indices([label for _, label, _ in rows["test"]], TEST_PER_CLASS, stream)
+    chosen["test"] = {rows["test"][i][0] for i in places}
+    return {part: sorted(item for item in rows[part] if item[0] in chosen[part]) for part in ("train", "val", "test")}
+
+
+def main() -> int:
+    """Write images and split file."""
+    parser = argparse.ArgumentParser(description="Fashion-MNIST as images in class folders with a split file")
+    parser.add_argument("--files", type=Path, default=FILES, help="folder of the four IDX files")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder to write into")
+    parser.add_argument("--whole", action="store_true", help="all 70,000 images instead of the sample")
+    args = parser.parse_args()
+    try:
+        rows = idx_rows(args.files, CLASS_NAMES)
+        if not args.whole:
+            rows = take_sample(rows)
+        write_images(args.files, args.out / "images", rows)
+        write_split(args.out / SPLIT_FILE, rows)
+    except CoopError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    counts = ", ".join(f"{len(items)} {part}" for part, items in rows.items())
+    print(f"{args.out}: {counts}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

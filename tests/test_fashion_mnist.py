@@ -1,0 +1,91 @@
+"""IDX files become the right PNG files; the repository's sample is what the script takes from the whole set."""
+
+import gzip
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coop.data.idx import find_idx, idx_rows, read_idx, write_images, write_split
+from coop.data.split_file import load_split_file
+from coop.errors import CoopError
+from experiments.fashion_mnist_sample import CLASS_NAMES, FILES, OUT, SPLIT_FILE, take_sample
+
+NAMES = ("cup", "ankle boot")
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """Write an IDX file as its specification says: magic, big-endian sizes, bytes."""
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Return four small files: 20 training and 6 test images of two classes, each image of its own grey."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name, count, first in (("train", 20, 0), ("t10k", 6, 100)):
+        images = np.repeat(np.arange(first, first + count, dtype=np.uint8), 28 * 28).reshape(count, 28, 28)
+        write_idx(folder / f"{name}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", np.arange(count, dtype=np.uint8) % 2)
+    return folder
+
+
+def test_every_image_lands_in_its_class_folder_under_its_number(files: Path, tmp_path: Path) -> None:
+    rows = idx_rows(files, NAMES)
+    write_images(files, tmp_path / "images", rows)
+    assert {part: len(items) for part, items in rows.items()} == {"train": 16, "val": 4, "test": 6}
+    assert ("ankle_boot/test_00003.png", 1, "ankle boot") in rows["test"]
+    for path, label, name in [row for part in rows.values() for row in part]:
+        number = int(path[-9:-4])
+        picture = np.asarray(Image.open(tmp_path / "images" / path))
+        assert picture.shape == (28, 28)
+        assert set(picture.flat) == {number + (100 if "/test_" in path else 0)}
+        assert name == NAMES[label] == NAMES[number % 2]
+
+
+def test_split_file_is_read_back(files: Path, tmp_path: Path) -> None:
+    rows = idx_rows(files, NAMES)
+    write_split(tmp_path / "split.json", rows)
+    assert load_split_file(tmp_path / "split.json") == rows
+
+
+def test_damaged_and_missing_files_are_named(files: Path) -> None:
+    path = find_idx(files, "train", "labels")
+    whole = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(whole[:-3]))
+    with pytest.raises(CoopError, match="cut off: 17 bytes"):
+        read_idx(path)
+    path.write_bytes(gzip.compress(b"\x89PNG and so on"))
+    with pytest.raises(CoopError, match="begins with 89504e47"):
+        read_idx(path)
+    path.unlink()
+    with pytest.raises(CoopError, match=r"no file train-labels-idx1-ubyte\.gz"):
+        idx_rows(files, NAMES)
+
+
+def test_sample_is_balanced_and_within_its_size() -> None:
+    split = json.loads((OUT / SPLIT_FILE).read_text())
+    assert Counter(label for _, label, _ in split["test"]) == dict.fromkeys(range(10), 100)
+    for part, least in (("train", 16), ("val", 4)):
+        counts = Counter(label for _, label, _ in split[part])
+        assert len(counts) == 10 and min(counts.values()) >= least
+    for path, label, name in [row for part in split.values() for row in part]:
+        assert name == CLASS_NAMES[label]
+        assert path.startswith(name.replace(" ", "_") + "/")
+        assert (OUT / "images" / path).is_file()
+    assert sum(file.stat().st_size for file in OUT.rglob("*") if file.is_file()) < 2e6
+
+
+@pytest.mark.skipif(not FILES.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_sample_is_what_the_script_takes_from_the_whole_set() -> None:
+    rows = take_sample(idx_rows(FILES, CLASS_NAMES))
+    assert load_split_file(OUT / SPLIT_FILE) == rows
+    train = read_idx(find_idx(FILES, "train", "images"))
+    for path, _, _ in random.Random(0).sample(rows["train"], 20):
+        assert np.array_equal(np.asarray(Image.open(OUT / "images" / path)), train[int(path[-9:-4])])
