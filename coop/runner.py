@@ -165,6 +165,8 @@ def _execute(run: Run, workshop: Workshop) -> dict[str, Any]:
         about = {"dataset": run.dataset.name, "shots": config.shots, "seed": config.seed}
         write_sample_file(run.folder / SAMPLE, run.train, run.val, run.dataset.class_names, **about)
         train, val = _sample_features(cache, run, parts)
+        if method.selects_on == "test":
+            val = _labelled(run.targets[0].test, workshop.test_features(cache, run.targets[0]))
         watch("train_features")
         fit = method.fit(train, val)
         watch("fit")
@@ -216,8 +218,14 @@ def _sample_features(
     shown = cache(run.dataset.root, val.paths)[0].to(device) if len(val) else features[0, :0]
     return (
         LabelledFeatures(torch.tensor(train.labels, device=device), features[0], features[1:], fresh),
-        LabelledFeatures(torch.tensor(val.labels, dtype=torch.long, device=device), shown, features[:0, :0]),
+        _labelled(val, shown),
     )
+
+
+def _labelled(part: Split, features: torch.Tensor) -> LabelledFeatures:
+    """Return what is only looked at: the (n, e) test view."""
+    labels = torch.tensor(part.labels, dtype=torch.long, device=features.device)
+    return LabelledFeatures(labels, features, features.new_empty(0, *features.shape))
 
 
 def _sample_digest(train: Split, val: Split) -> str:
