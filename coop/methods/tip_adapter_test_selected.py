@@ -1,9 +1,8 @@
 """Tip-Adapter as published, choosing on the test set: for comparing with the paper's numbers, and for nothing else.
 
 The released code keeps the epoch of Tip-Adapter-F with the best test accuracy and reports the better of it and of the
-searched alpha and beta; for ImageNet these are searched on the test set as well. Results are too good by what the
-choice gains. For the other ten datasets alpha and beta were searched on the whole validation set, so that the numbers
-here are upper bounds of the published ones.
+searched alpha and beta; for ImageNet these are searched on the test set as well (for the other ten datasets, on the
+whole validation set; here always on the test set). Results are too good by what the choice gains.
 """
 
 from typing import Any
