@@ -165,6 +165,8 @@ def _execute(run: Run, workshop: Workshop) -> dict[str, Any]:
         about = {"dataset": run.dataset.name, "shots": config.shots, "seed": config.seed}
         write_sample_file(run.folder / SAMPLE, run.train, run.val, run.dataset.class_names, **about)
         train, val = _sample_features(cache, run, parts)
+        if method.selects_on == "test":
+            val = _labelled(run.targets[0].test, workshop.test_features(cache, run.targets[0]))
         watch("train_features")
         fit = method.fit(train, val)
         watch("fit")
@@ -179,7 +181,6 @@ def _execute(run: Run, workshop: Workshop) -> dict[str, Any]:
     artefact.save(run.folder / FILE)
     watch("test")
     accuracies = {name: m["accuracy"] for name, m in metrics.items()}
-    source = run.dataset.split_source
     return {
         "identity": run.about,
         "accuracy": accuracies[run.targets[0].name],
@@ -187,14 +188,26 @@ def _execute(run: Run, workshop: Workshop) -> dict[str, Any]:
         "targets": metrics,
         "fit": fit,
         "seconds": watch.seconds,
-        "split_source": source,
-        "own_split": source.startswith("own split"),
-        "notes": [*run.dataset.notes, *(few_shot_notes(run.dataset, config.shots) if method.trains else ())],
+        "split_source": run.dataset.split_source,
+        "own_split": run.dataset.own_split,
+        "notes": [*run.dataset.notes, *_method_notes(run, method)],
         "weights": backbone.identity,
         "device": str(backbone.device),
         "versions": versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _method_notes(run: Run, method: Method) -> list[str]:
+    """Return what a reader of the result must know of how it came about."""
+    if not method.trains:
+        return []
+    notes = list(few_shot_notes(run.dataset, run.config.shots)) if run.config.sample_file is None else []
+    if method.selects_on == "test":
+        notes.append("hyper-parameters were chosen on the test set, as in the published protocol: not comparable")
+    elif run.dataset.val_is_test:
+        notes.append("this dataset's validation images are test images, as in the original")
+    return notes
 
 
 def _for_target(method: Method, target: Target) -> Method:
@@ -216,8 +229,14 @@ def _sample_features(
     shown = cache(run.dataset.root, val.paths)[0].to(device) if len(val) else features[0, :0]
     return (
         LabelledFeatures(torch.tensor(train.labels, device=device), features[0], features[1:], fresh),
-        LabelledFeatures(torch.tensor(val.labels, dtype=torch.long, device=device), shown, shown[None][:0]),
+        _labelled(val, shown),
     )
+
+
+def _labelled(part: Split, features: torch.Tensor) -> LabelledFeatures:
+    """Return what is only looked at: the (n, e) test view."""
+    labels = torch.tensor(part.labels, dtype=torch.long, device=features.device)
+    return LabelledFeatures(labels, features, features.new_empty(0, *features.shape))
 
 
 def _sample_digest(train: Split, val: Split) -> str:

@@ -44,12 +44,13 @@ def test_given_numbers(tiny_backbone: Backbone) -> None:
 
 def test_the_search_finds_what_nested_loops_find(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     train, val = sample(tiny_backbone, 2, 3, seed=1, spread=3.0), sample(tiny_backbone, 4, seed=2, spread=3.0)
-    grid = [0.1 * 500 ** (i / 39) for i in range(40)]
+    alphas = [0.1 * 10000 ** (i / 39) for i in range(40)]
+    betas = [0.1 * 500 ** (i / 39) for i in range(40)]
     scored = []
     f = F.normalize(val.test_view, dim=1)
     prompts = tiny_backbone.logit_scale * f @ hand_written(tiny_backbone).T
-    caches = {beta: cache(f, keys_of(train), train.labels, beta) for beta in grid}
-    for beta, alpha in itertools.product(grid, grid):
+    caches = {beta: cache(f, keys_of(train), train.labels, beta) for beta in betas}
+    for beta, alpha in itertools.product(betas, alphas):
         logits = prompts + alpha * caches[beta]
         hits = int((logits.argmax(dim=1) == val.labels).sum())
         scored.append((hits, -F.cross_entropy(logits, val.labels).item(), alpha, beta))
@@ -92,6 +93,20 @@ def test_fine_tuned_keys_follow_adamw_with_a_cosine_by_step(tiny_backbone: Backb
     torch.testing.assert_close(method.logits(val.test_view), theirs, rtol=1e-3, atol=1e-2)
 
 
+def test_trains_with_the_pair_that_the_untrained_cache_would_take(tiny_backbone: Backbone) -> None:
+    train, val = sample(tiny_backbone, 2, 3, seed=1, spread=3.0), sample(tiny_backbone, 4, seed=2, spread=3.0)
+    searched = TipAdapter(tiny_backbone, CLASSES, TipAdapterOptions()).fit(train, val)
+    notes = TipAdapterF(tiny_backbone, CLASSES, TipAdapterFOptions()).fit(train, val)
+    assert (notes["train_alpha"], notes["train_beta"]) == (searched["alpha"], searched["beta"])
+
+
+def test_selected_on_the_test_set_trains_with_the_released_alpha(tiny_backbone: Backbone) -> None:
+    data = sample(tiny_backbone, shots=2)
+    flowers = Classes(CLASSES.names, CLASSES.template, "oxford_flowers")
+    notes = TipAdapterFTestSelected(tiny_backbone, flowers, TipAdapterFOptions(epochs=1)).fit(data, data)
+    assert (notes["train_alpha"], notes["train_beta"]) == (10.0, 1.0)
+
+
 def test_the_last_short_batch_is_trained_on(tiny_backbone: Backbone) -> None:
     data = sample(tiny_backbone, shots=3, views=2)
     method = TipAdapterF(tiny_backbone, CLASSES, TipAdapterFOptions(epochs=2, batch_size=4))
@@ -100,7 +115,7 @@ def test_the_last_short_batch_is_trained_on(tiny_backbone: Backbone) -> None:
 
 def test_selected_on_the_test_set_keeps_the_best_epoch(tiny_backbone: Backbone) -> None:
     train, test = sample(tiny_backbone, 1, 8, seed=1, spread=4.0), sample(tiny_backbone, 8, seed=2, spread=4.0)
-    options = TipAdapterFOptions(epochs=12, lr=0.3, train_alpha=20.0)
+    options = TipAdapterFOptions(epochs=12, lr=0.3, train_alpha=20.0, train_beta=1.0)
     method = TipAdapterFTestSelected(tiny_backbone, CLASSES, options)
     assert method.selects_on == TipAdapterTestSelected.selects_on == "test" and TipAdapterF.selects_on == "val"
     notes = method.fit(train, test)

@@ -24,7 +24,7 @@ class Pair:
     cross_entropy: float
 
 
-def geometric(low: float = 0.1, high: float = 50.0, steps: int = 40) -> list[float]:
+def geometric(low: float, high: float, steps: int) -> list[float]:
     """Return `steps` numbers from `low` to `high`, each the same multiple of the one before."""
     return [low * (high / low) ** (i / (steps - 1)) for i in range(steps)]
 

@@ -28,10 +28,15 @@ NEVER = -1e4  # the logit of a class without training images
 
 @dataclass(frozen=True)
 class LinearProbeOptions:
-    """`C` is the inverse strength of the L2 penalty; None to search for it on validation."""
+    """`C` is the inverse strength of the L2 penalty; None to search for it on validation.
+
+    `warm_start` lets each fit of the search start from the nearest one with a smaller C: two to six times fewer steps.
+    With a weak penalty both ways stop before they converge, at different points, so that another C may be chosen.
+    """
 
     C: float | None = None
     max_iter: int = 1000
+    warm_start: bool = False
 
     def __post_init__(self) -> None:
         if self.C is not None and not (self.C > 0 and math.isfinite(self.C)):
@@ -44,9 +49,8 @@ class LinearProbe(Method):
     """logits = f A + b with the A, b that minimise sum_i CE(f_i A + b, y_i) + |A|^2 / (2 C): scikit-learn's L-BFGS.
 
     f is the test view, not normalised, as released. C maximises the accuracy on validation: the best of a grid from
-    1e6 to 1e-6, then 8 bisections between C/10 and 10 C. Departures: the few-shot sample is the one that every method
-    gets; each C starts from the solution for the nearest one below that is known already, where the released code
-    starts from zero (both stop at the same tolerance).
+    1e6 to 1e-6, then 8 bisections between C/10 and 10 C; each C is fitted once. Departure: the few-shot sample is the
+    one that every method gets.
     """
 
     name = "linear_probe"
@@ -62,7 +66,7 @@ class LinearProbe(Method):
         x, y = train_set.test_view.cpu().numpy(), train_set.labels.cpu().numpy()
         if len(np.unique(y)) < 2:
             raise CoopError("method=linear_probe needs training images of at least 2 classes")
-        probes = _Probes(x, y, self.options.max_iter)
+        probes = _Probes(x, y, self.options)
         if self.options.C is not None:
             power, notes = math.log10(self.options.C), {}
         elif not len(val):
@@ -83,7 +87,7 @@ class LinearProbe(Method):
                 display.update(task, completed=len(probes.known))
                 return probe
 
-            for power in sorted(GRID):  # the strongest penalty is the easiest, and each solution starts the next
+            for power in sorted(GRID):  # the strongest penalty is the easiest, and with warm starts begins the path
                 fitted(power)
             found = search_c(lambda power: float(fitted(power).score(x, y)))
             display.remove_task(task)
@@ -122,16 +126,17 @@ def search_c(accuracy: Callable[[float], float]) -> tuple[float, float]:
 
 
 class _Probes:
-    """The regression for C = 10^power, fitted once, from the nearest solution with a smaller C."""
+    """The regression for C = 10^power, fitted once; with warm starts, from the nearest solution with a smaller C."""
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, max_iter: int) -> None:
-        self.x, self.y, self.max_iter = x, y, max_iter
+    def __init__(self, x: np.ndarray, y: np.ndarray, options: LinearProbeOptions) -> None:
+        self.x, self.y, self.options = x, y, options
         self.known: dict[float, LogisticRegression] = {}
 
     def __call__(self, power: float) -> LogisticRegression:
         if power not in self.known:
-            probe = LogisticRegression(C=10.0**power, max_iter=self.max_iter, warm_start=True)
-            below = [p for p in self.known if p < power]
+            warm = self.options.warm_start
+            probe = LogisticRegression(C=10.0**power, max_iter=self.options.max_iter, warm_start=warm)
+            below = [p for p in self.known if warm and p < power]
             if below:
                 start = self.known[max(below)]
                 probe.classes_, probe.coef_, probe.intercept_ = start.classes_, start.coef_, start.intercept_

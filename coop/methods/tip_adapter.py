@@ -18,6 +18,9 @@ from coop.methods.zero_shot import hand_written_features, scaled_cosine
 from coop.text.templates import expand_template
 from coop.train import Augment
 
+ALPHAS = geometric(0.1, 1000.0, 40)
+BETAS = geometric(0.1, 50.0, 40)
+
 
 @dataclass(frozen=True)
 class TipAdapterOptions:
@@ -40,9 +43,10 @@ class TipAdapter(Method):
     K (k, e) holds the shots' features - the mean over their random views, normalised - V their labels, one-hot, and
     W the hand-written prompts' features; alpha weighs the cache, beta sharpens it. The pair with the best accuracy on
     validation wins, the lower cross-entropy deciding between equals.
-    Departures from the released code: one grid for every dataset, spaced by ratio from 0.1 to 50, where it has ranges
-    chosen by hand; the views are those of training (crops of 8 % of the image and more, not 50 %); the validation
-    sample is the few-shot one (it searches on the whole validation set, and ImageNet's on the test set).
+    Departures from the released code: one grid for every dataset, spaced by ratio, where it has ranges chosen by hand
+    (alpha goes as far as the prompts no longer count: they are no help where zero-shot CLIP is at chance); the views
+    are those of training (crops of 8 % of the image and more, not 50 %); the validation sample is the few-shot one (it
+    searches on the whole validation set, and ImageNet's on the test set).
     """
 
     name = "tip_adapter"
@@ -73,8 +77,9 @@ class TipAdapter(Method):
             self.alpha, self.beta = self.options.alpha, self.options.beta
             return {"alpha": self.alpha, "beta": self.beta}
         f = F.normalize(val.test_view.to(self.text.device).float(), dim=-1)
-        grid = geometric()
-        best = search(scaled_cosine(self.backbone, f, self.text), f @ self.keys.T, self.values, val.labels, grid, grid)
+        best = search(
+            scaled_cosine(self.backbone, f, self.text), f @ self.keys.T, self.values, val.labels, ALPHAS, BETAS
+        )
         self.alpha, self.beta = best.alpha, best.beta
         return {"alpha": best.alpha, "beta": best.beta, "val_accuracy": best.accuracy}
 
@@ -117,10 +122,11 @@ class TipAdapter(Method):
         self.alpha, self.beta = (float(x) for x in pair)
 
 
-def check_pair(alpha: float | None, beta: float | None) -> None:
+def check_pair(alpha: float | None, beta: float | None, prefix: str = "") -> None:
     """Raise CoopError unless both are numbers from 0 on, or both are left out."""
     if (alpha is None) != (beta is None):
-        raise CoopError(f"alpha={alpha} and beta={beta}: give both, or neither to search for them on validation")
+        given = f"{prefix}alpha={alpha} and {prefix}beta={beta}"
+        raise CoopError(f"{given}: give both, or neither to search for them on validation")
     for name, value in (("alpha", alpha), ("beta", beta)):
         if value is not None and not value >= 0:
-            raise CoopError(f"{name}={value}: give 0 or more")
+            raise CoopError(f"{prefix}{name}={value}: give 0 or more")

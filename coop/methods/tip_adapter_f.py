@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from coop.errors import CoopError
 from coop.features import LabelledFeatures
 from coop.methods.base import generator
 from coop.methods.tip_adapter import TipAdapter, check_pair
@@ -21,8 +20,9 @@ EPSILON = 1e-4  # AdamW's, as released
 
 @dataclass(frozen=True)
 class TipAdapterFOptions(Training):
-    """`train_alpha` and `train_beta` hold while the keys are trained; `alpha` and `beta` after it (None: searched).
+    """`alpha` and `beta` are None to be searched for on validation, or both given; so are `train_alpha`, `train_beta`.
 
+    The latter two hold while the keys are trained; None takes Tip-Adapter's, before training.
     AdamW has no `momentum`, and there is no warm-up unless `warmup_epochs` asks for one.
     """
 
@@ -31,8 +31,8 @@ class TipAdapterFOptions(Training):
     batch_size: int = 256
     weight_decay: float = 0.01
     warmup_epochs: int = 0
-    train_alpha: float = 1.17
-    train_beta: float = 1.0
+    train_alpha: float | None = None
+    train_beta: float | None = None
     alpha: float | None = None
     beta: float | None = None
     template: str | None = None
@@ -40,16 +40,16 @@ class TipAdapterFOptions(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_pair(self.alpha, self.beta)
-        if not (self.train_alpha > 0 and self.train_beta > 0):
-            raise CoopError(f"train_alpha={self.train_alpha}, train_beta={self.train_beta}: give numbers above 0")
+        check_pair(self.train_alpha, self.train_beta, "train_")
 
 
 class TipAdapterF(TipAdapter):
     """Tip-Adapter whose keys K are trained by cross-entropy, starting as the cache; alpha and beta are searched after.
 
-    AdamW with a cosine by step, as released. The trained keys are not normalised again. The last epoch is the result:
-    the released code keeps the epoch with the best test accuracy (`tip_adapter_f_test_selected` does). Its alpha while
-    training was chosen for each dataset; here it is the one of most of them.
+    AdamW with a cosine by step, as released. The trained keys are not normalised again.
+    Departures from the released code: the last epoch is the result, where it keeps the epoch with the best test
+    accuracy (as `tip_adapter_f_test_selected` does); alpha and beta while training are those that Tip-Adapter finds on
+    validation, where it has beta = 1 and an alpha from 1.17 to 10 chosen by hand for each dataset.
     """
 
     name = "tip_adapter_f"
@@ -58,12 +58,13 @@ class TipAdapterF(TipAdapter):
     def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
         """Fill the cache, train its keys, then choose alpha and beta."""
         self.fill_cache(train_set)
+        alpha, beta = self.training_pair(val)
         keys = nn.Parameter(self.keys.clone())
         o = self.options
         optimizer = torch.optim.AdamW([keys], lr=o.lr, eps=EPSILON, weight_decay=o.weight_decay)
 
         def loss(features: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-            return F.cross_entropy(self.scores(features, keys, *self.training_pair()), labels.to(keys.device))
+            return F.cross_entropy(self.scores(features, keys, alpha, beta), labels.to(keys.device))
 
         per_epoch = steps_per_epoch(len(train_set), o.batch_size, drop_last=False)
         rates = cosine_by_step(o.epochs, per_epoch, o.lr, o.warmup_epochs, o.warmup_lr)
@@ -72,7 +73,7 @@ class TipAdapterF(TipAdapter):
         watched = _with_epoch_ends(batches, per_epoch, lambda: self.end_epoch(val))
         losses = train(optimizer, loss, watched, rates, self.name)
         ends = {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
-        return {"steps": len(losses), **ends, **self.finish(val)}
+        return {"steps": len(losses), **ends, "train_alpha": alpha, "train_beta": beta, **self.finish(val)}
 
     def end_epoch(self, val: LabelledFeatures) -> None:
         """Look at the keys after an epoch; nothing here."""
@@ -81,9 +82,12 @@ class TipAdapterF(TipAdapter):
         """Settle on keys, alpha and beta: the last epoch's, and the best on `val`."""
         return self.choose_pair(val)
 
-    def training_pair(self) -> tuple[float, float]:
+    def training_pair(self, val: LabelledFeatures) -> tuple[float, float]:
         """Return alpha and beta while the keys are trained."""
-        return self.options.train_alpha, self.options.train_beta
+        if self.options.train_alpha is not None:
+            return self.options.train_alpha, self.options.train_beta
+        self.choose_pair(val)
+        return self.alpha, self.beta
 
 
 def _with_epoch_ends(batches: Iterable[Batch], per_epoch: int, end_epoch: Callable[[], None]) -> Iterator[Batch]:
