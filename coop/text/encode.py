@@ -160,16 +160,16 @@ class PromptEncoder:
             while end < len(rows) and (end == start or used + len(rows[end]) - self.shared <= self.limit):
                 used += len(rows[end]) - self.shared
                 end += 1
-            chunks.append(self._chunk(rows[start:end], with_prefix=start == 0))
+            chunks.append(self._chunk(rows[start:end], with_prefix=start == 0, only=end - start == len(rows)))
             start = end
         return chunks
 
-    def _chunk(self, rows: Sequence[Row], with_prefix: bool) -> _Chunk:
+    def _chunk(self, rows: Sequence[Row], with_prefix: bool, only: bool) -> _Chunk:
         shared, device = self.shared, self.tower.device
         own = [len(row) - shared for row in rows]
         size = self._block_size(own)
         blocks = _fill(own, size)
-        alone = with_prefix and len(blocks) == 1  # a single block takes the prefix in: fewer, larger operations
+        alone = only and len(blocks) == 1  # a single block takes the prefix in: fewer, larger operations
         lead = shared if alone else 0
         prefix = shared if with_prefix and not alone else 0
         size = lead + max(sum(own[i] for i in block) for block in blocks)
