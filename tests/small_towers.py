@@ -78,7 +78,7 @@ FAMILIES = {
 
 
 def small_backbone(family: Family, dtype: torch.dtype | None = None) -> Backbone:
-    """Return the family's model, two layers and 32 wide; no weight is left at the 0 or 1 that it is initialised with."""
+    """Return the family's model, two layers and 32 wide; no text weight is left at its initial 0 or 1."""
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2, **family.text}
     use_pad_mask = text.pop("use_pad_mask", False)
     kind = open_clip.CustomTextCLIP if family.custom else open_clip.CLIP

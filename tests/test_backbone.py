@@ -120,7 +120,8 @@ def test_own_configuration_and_checkpoint(suffix: str, form: str, tmp_path: Path
     else:
         torch.save({"state_dict": model.state_dict()} if "nested" in suffix else model.state_dict(), checkpoint)
     backbone = load_backbone(written(tmp_path, config), str(checkpoint))
-    assert all(torch.equal(a, b) for a, b in zip(backbone.model.state_dict().values(), model.state_dict().values()))
+    loaded, state = backbone.model.state_dict(), model.state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
 
     image = Image.effect_noise((40, 20), 60).convert("RGB")
     options = {} if form == "plain" else {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}

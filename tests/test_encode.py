@@ -1,12 +1,14 @@
 """The text tower computed once per distinct token, against open_clip's `encode_text` on whole sequences."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from coop.backbone import Backbone
+from coop.errors import CoopError
 from coop.methods.coop import PromptLearner
 from coop.text.encode import PromptEncoder
 from tests.small_towers import FAMILIES, NAMES, plain_features, small_backbone
@@ -143,7 +145,37 @@ def test_prompt_learner_normalises(clip: Backbone) -> None:
     learner = PromptLearner(clip, NAMES, n_ctx=4, ctx_position="middle", class_specific=True)
     expected = torch.nn.functional.normalize(plain_features(clip, learner.ctx, "middle"), dim=-1)
     close(learner.class_features().detach(), expected.detach())
-    assert [p for p in learner.parameters()] == [learner.ctx]
+    assert list(learner.parameters()) == [learner.ctx]
+
+
+def test_context_starts_at_random_or_at_words(clip: Backbone) -> None:
+    """Deviation 0.02 from a generator of its own; words are counted in tokens, each class having its own copy."""
+    state = torch.get_rng_state()
+    seeds = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
+    first, same, other = (PromptLearner(clip, NAMES, 16, class_specific=True, generator=g).ctx for g in seeds)
+    assert torch.equal(state, torch.get_rng_state())
+    assert first.shape == (len(NAMES), 16, clip.width) and torch.equal(first, same) and not torch.equal(first, other)
+    assert first.std().item() == pytest.approx(0.02, rel=0.05) and abs(first.mean().item()) < 0.002
+    words = "a photomicrograph of"  # the original would take three tokens and cut the second word short
+    ids = clip.tokenizer.encode(words)
+    assert len(ids) > 3
+    for csc in (False, True):
+        learner = PromptLearner(clip, NAMES, 16, class_specific=csc, ctx_init=words)
+        embedded = clip.model.token_embedding(torch.tensor(ids))
+        assert learner.n_ctx == len(ids) and torch.equal(learner.ctx, embedded.expand_as(learner.ctx))
+        expected = clip.encode_template(f"{words} {{}}.", NAMES)
+        close(learner.class_features().detach(), torch.nn.functional.normalize(expected, dim=-1))
+
+
+@pytest.mark.parametrize("wrong, said", [
+    ({"class_names": ()}, "there are no class names"), ({"n_ctx": 0}, "n_ctx=0: give at least 1"),
+    ({"ctx_init": " "}, "ctx_init ' ' holds no word"), ({"ctx_position": "fornt"}, "did you mean 'front'"),
+    ({"n_ctx": 73}, "'annual crop land' is 79 tokens long with n_ctx=73.* reads 77: use n_ctx=71 or less"),
+    ({"ctx_init": "word " * 80}, "is 86 tokens long with n_ctx=80"),
+])  # fmt: skip
+def test_prompts_that_cannot_be(clip: Backbone, wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(CoopError, match=said):
+        PromptLearner(clip, **{"class_names": NAMES, **wrong})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

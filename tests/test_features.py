@@ -97,9 +97,7 @@ def test_nothing_is_computed_twice(backbone: Backbone, root: Path, tmp_path: Pat
         again(root, PATHS[:1], (2,))
 
 
-def test_other_weights_and_other_preprocessing_are_other_features(
-    backbone: Backbone, root: Path, tmp_path: Path
-) -> None:
+def test_other_weights_or_preprocessing_are_other_features(backbone: Backbone, root: Path, tmp_path: Path) -> None:
     first = FeatureCache(backbone, tmp_path)(root, PATHS)
     squashed = open_clip.image_transform(16, is_train=False, resize_mode="squash")
     for other in (
@@ -161,16 +159,14 @@ def test_random_views_are_the_protocols(backbone: Backbone, root: Path) -> None:
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     image = Image.open(root / PATHS[0]).convert("RGB")
     own = ViewTransform(backbone.preprocess, random_views=True)
-    theirs = transforms.Compose([
-        crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)
-    ])  # fmt: skip
+    steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)]
     assert own.random is not None
     with torch.random.fork_rng(devices=[]):
         for seed in range(20):
             torch.manual_seed(seed)
             pixels = own.random(image)
             torch.manual_seed(seed)
-            assert torch.equal(pixels, theirs(image))
+            assert torch.equal(pixels, transforms.Compose(steps)(image))
     assert torch.equal(own(image, 0, b""), backbone.preprocess(image))
     views = [own(image, view, b"content") for view in range(1, 9)]
     assert len({tuple(view.flatten().tolist()) for view in views}) == 8
@@ -190,9 +186,8 @@ def test_a_view_depends_on_content_and_number_alone(backbone: Backbone, root: Pa
     assert not torch.allclose(first[1], first[2])
 
 
-def test_unreadable_images_are_one_error_and_the_others_are_kept(
-    backbone: Backbone, root: Path, tmp_path: Path
-) -> None:
+def test_unreadable_images_are_one_error(backbone: Backbone, root: Path, tmp_path: Path) -> None:
+    """The others are kept."""
     (root / PATHS[1]).write_bytes(b"no image")
     (root / PATHS[4]).write_bytes((root / PATHS[4]).read_bytes()[:200])
     with pytest.raises(CoopError, match="2 images cannot be read") as caught:

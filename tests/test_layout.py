@@ -57,7 +57,7 @@ def test_slots_are_the_originals(vocabulary: Vocabulary, m: int, position: str, 
 
 
 def test_a_bracket_at_the_end_takes_the_full_stop_along(vocabulary: Vocabulary) -> None:
-    """"kite (bird of prey)": the merged token belongs to the name, and nothing stands between context and EOT."""
+    """In "kite (bird of prey)." the merged token belongs to the name, and nothing stands between context and EOT."""
     (bracket, plain) = learned_rows(vocabulary, ("kite (bird of prey)", "kite"), 2, "front", False, 77)
     (merged,) = TOKENIZER.encode(").")
     assert bracket[-4:] == (merged, -1, -2, EOT)

@@ -136,7 +136,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(bad: int) -> None:
     w = torch.nn.Parameter(torch.ones(1))
     batches = [(torch.full((1, 1), math.inf if i == bad else 1.0), torch.zeros(1).long()) for i in range(100)]
     rates = [0.001 * (i + 1) for i in range(100)]
-    with pytest.raises(CoopError, match=f"not finite at step {bad + 1} of 100 .learning rate {rates[bad]:g}.: lower lr"):
+    said = rf"not finite at step {bad + 1} of 100 \(learning rate {rates[bad]:g}\): lower lr"
+    with pytest.raises(CoopError, match=said):
         train(sgd([w], Training()), lambda f, _: (w * f).sum(), batches, rates)
 
 
