@@ -1,0 +1,1 @@
+"""The named studies and benchmarks: what to run, what the papers report, what it costs."""

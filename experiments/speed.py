@@ -1,0 +1,190 @@
+"""Time one CoOp training step against the plain way, in one process.
+
+    python -m experiments.speed                       # RN50, 100 classes, M = 16, fp32, this machine's CPU
+    python -m experiments.speed --device cuda --precision bf16 --classes 1000
+
+The plain way is the original's: 77 positions for every class, by open_clip's own blocks, and the image tower in every
+step. Ours shares the prefix between classes, and takes image features from the cache. Weights are random: they do not
+change the amount of work. Reported are medians, their ratio, the token states that each way computes, and the share of
+the machine's matrix-product rate (measured here, at the size of the tower's largest product) that our step achieves.
+Then one step at 1000 classes runs in a process of its own for its peak memory.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from open_clip import IMAGENET_CLASSNAMES
+from torch import Tensor
+
+from coop.backbone import Backbone, load_backbone
+from coop.memory import keep_freed_memory
+from coop.methods.coop import PromptLearner
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print."""
+    args = _arguments(arguments)
+    keep_freed_memory()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.memory_only:
+        print(f"{_peak_memory(args):.2f}")
+        return
+    backbone = load_backbone(args.architecture, None, args.device, args.precision)
+    learner, images, labels = _problem(backbone, args)
+    features = backbone.encode_images(images)
+
+    def loss(text: Tensor, image: Tensor) -> Tensor:
+        return F.cross_entropy(backbone.logit_scale * F.normalize(image, dim=-1) @ text.T, labels)
+
+    def ours() -> None:
+        loss(learner.class_features(), features).backward()
+
+    def plain_text() -> None:
+        loss(plain_class_features(learner), features).backward()
+
+    def plain() -> None:
+        loss(plain_class_features(learner), backbone.encode_images(images)).backward()
+
+    computed, every = learner.encoder.tokens, backbone.tower.context_length * args.classes
+    where = (
+        torch.cuda.get_device_name() if backbone.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"{args.architecture}, {args.classes} classes, M = {args.n_ctx} {args.ctx_position}, batch {args.batch_size}, "
+    )
+    print(f"{args.precision}, {where}")
+    print(f"token states: {computed} of {every} ({every / computed:.1f}x fewer)")
+    _compare_gradients(learner, loss, features)
+    times = _times({"ours": ours, "plain_text": plain_text, "plain": plain}, args.repeats, backbone.device)
+    for name, text in (("ours", "our step"), ("plain_text", "plain text, cached images"), ("plain", "plain step")):
+        print(f"{text:28} {1000 * times[name]:9.1f} ms  {times[name] / times['ours']:6.1f}x")
+    done, rate = _step_flops(learner) / times["ours"], _matrix_rate(backbone)
+    print(
+        f"our step computes {done / 1e9:.0f} GFLOP/s, {done / rate:.0%} of {rate / 1e9:.0f} GFLOP/s in matrix products"
+    )
+    if backbone.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        ours()
+        print(f"peak GPU memory of our step: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+    command = [sys.executable, "-m", "experiments.speed", "--memory-only", "--classes", "1000", "--device", args.device]
+    command += ["--architecture", args.architecture, "--precision", args.precision, "--n-ctx", str(args.n_ctx)]
+    peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    print(f"peak resident memory of a process that takes one step at 1000 classes: {peak} GiB")
+
+
+def plain_class_features(learner: PromptLearner) -> Tensor:
+    """Return what `learner.class_features()` does, by open_clip's blocks over the full length of every class."""
+    backbone = learner.backbone
+    tower = backbone.tower
+    rows = backbone.learned_rows(learner.class_names, learner.n_ctx, learner.ctx_position, learner.class_specific)
+    slots = torch.tensor([list(row) + [0] * (tower.context_length - len(row)) for row in rows])
+    ends = torch.tensor([len(row) - 1 for row in rows], device=tower.device)
+    table = torch.cat([backbone.token_embedding.float(), learner.ctx.flatten(0, -2).flip(0)])
+    x = table[slots.to(tower.device) % len(table)] + tower.positional_embedding.float()
+    x = tower.transformer(x.to(tower.dtype), attn_mask=tower.attn_mask)
+    return F.normalize(tower.project(x[torch.arange(len(x), device=x.device), ends]), dim=-1)
+
+
+def _problem(backbone: Backbone, args: argparse.Namespace) -> tuple[PromptLearner, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    step = len(IMAGENET_CLASSNAMES) // args.classes
+    names = IMAGENET_CLASSNAMES[:: max(step, 1)][: args.classes]
+    learner = PromptLearner(backbone, names, args.n_ctx, args.ctx_position, args.class_specific, generator=generator)
+    side = backbone.model.visual.image_size
+    height, width = side if isinstance(side, (tuple, list)) else (side, side)
+    images = torch.randn(args.batch_size, 3, height, width, generator=generator)
+    labels = torch.randint(args.classes, (args.batch_size,), generator=generator)
+    return learner, images.to(backbone.device), labels.to(backbone.device)
+
+
+def _compare_gradients(learner: PromptLearner, loss: Callable[[Tensor, Tensor], Tensor], features: Tensor) -> None:
+    gradients: list[Tensor] = []
+    for text in (learner.class_features, lambda: plain_class_features(learner)):
+        learner.ctx.grad = None
+        loss(text(), features).backward()
+        assert learner.ctx.grad is not None
+        gradients.append(learner.ctx.grad.clone())
+    error = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+    print(f"relative difference of the gradients: {error:.1e}")
+
+
+def _times(ways: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Return the median seconds of each way, run in turn so that a drift of the machine meets all."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):  # the first does not count
+        for name, way in ways.items():
+            times = 3 if name == "ours" else 1
+            start = time.perf_counter()
+            for _ in range(times):
+                way()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                seconds[name].append((time.perf_counter() - start) / times)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _step_flops(learner: PromptLearner) -> float:
+    """Return the floating-point operations of the tower's linear layers, forward and backward to activations."""
+    tower, tokens = learner.backbone.tower, learner.encoder.tokens
+    return 2 * 2.0 * tokens * 12 * tower.width**2 * tower.layers
+
+
+def _matrix_rate(backbone: Backbone) -> float:
+    """Return the rate, in FLOP/s, of a product of 512 token states with the tower's widest weights."""
+    d = backbone.width
+    a = torch.randn(512, d, device=backbone.device, dtype=backbone.dtype)
+    b = torch.randn(d, 4 * d, device=backbone.device, dtype=backbone.dtype)
+
+    def product() -> None:
+        for _ in range(50):
+            a @ b
+
+    seconds = _times({"product": product}, 5, backbone.device)["product"]
+    return 50 * 2 * 512 * d * 4 * d / seconds
+
+
+def _peak_memory(args: argparse.Namespace) -> float:
+    backbone = load_backbone(args.architecture, None, args.device, args.precision)
+    generator = torch.Generator().manual_seed(1)
+    learner = PromptLearner(backbone, IMAGENET_CLASSNAMES[: args.classes], args.n_ctx, generator=generator)
+    learner.class_features().sum().backward()
+    return peak_resident_memory()
+
+
+def peak_resident_memory() -> float:
+    """Return this process's peak resident memory in GiB; on Linux without that of the process it was forked from."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.speed", description="one training step, timed")
+    parser.add_argument("--architecture", default="RN50")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--n-ctx", type=int, default=16)
+    parser.add_argument("--ctx-position", default="end")
+    parser.add_argument("--class-specific", action="store_true")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--threads", type=int, help="of the CPU; all unless given")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory-only", action="store_true", help="print the peak memory of one step, in GiB")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
