@@ -84,10 +84,10 @@ def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _table(args: argparse.Namespace) -> int:
     from coop.report.render import render
-    from coop.report.table import make_table, select
+    from coop.report.table import make_table, select, with_difference
     from coop.results import read_results
 
-    frame = select(read_results(args.results), args.where)
+    frame = select(with_difference(read_results(args.results), args.value), args.where)
     table = make_table(frame, args.rows, args.columns, args.value)
     width = os.get_terminal_size().columns if sys.stdout.isatty() and not args.output else None
     _put(render(table, args.format, width), args.output)

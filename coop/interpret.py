@@ -79,4 +79,4 @@ def _readable(entry: str, byte_decoder: Mapping[str, int]) -> tuple[str, bool]:
     letters = entry.removesuffix("</w>")
     if not all(letter in byte_decoder for letter in letters):
         return entry, False  # <start_of_text> and the like
-    return bytearray(byte_decoder[letter] for letter in letters).decode("utf-8", errors="replace"), whole
+    return bytearray(byte_decoder[letter] for letter in letters).decode("utf-8", errors="backslashreplace"), whole

@@ -118,7 +118,7 @@ def read_results(results: Path) -> pd.DataFrame:
             raise CoopError(f"{path} is not a result of this toolkit ({error!r}): remove it, run it again") from error
     if not rows:
         raise CoopError(f"there are no finished runs under {results}: run something first (coop run)")
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, dtype=object)  # whole numbers stay whole where others lack them
 
 
 def _embedded(architecture: str) -> str | None:

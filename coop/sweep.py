@@ -1,5 +1,6 @@
 """`coop run`: Hydra overrides -> runs -> what is missing is done, and what fails does not stop the rest."""
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -147,7 +148,7 @@ def _closing(runs: Sequence[Run], failed: int, console: Console) -> int:
 
 def name_of(run: Run) -> str:
     """Return a run's name for people: its folder below the results, without the digest."""
-    return str(run.folder.relative_to(run.config.results)).rsplit("-", 1)[0]
+    return re.sub(r"[-/][0-9a-f]{8}$", "", str(run.folder.relative_to(run.config.results)))
 
 
 def describe(run: Run) -> str:

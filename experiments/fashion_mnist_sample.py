@@ -1,9 +1,9 @@
-"""Make the few-shot sample of Fashion-MNIST in `datasets/fashion_mnist`, or the whole set as images.
+"""Make the few-shot sample of Fashion-MNIST in `datasets/fashion_mnist`.
 
-    python -m experiments.fashion_mnist_sample                      # the sample, as it is in the repository
-    python -m experiments.fashion_mnist_sample --whole --out DIR    # all 70,000 images
+    python -m experiments.fashion_mnist_sample
 
-The four files come from Debian's package `dataset-fashion-mnist`, or any folder with them (`--files`).
+The four files come from Debian's package `dataset-fashion-mnist`, or any folder with them (`--files`). The whole set
+as images is `coop data prepare fashion_mnist`.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import random
 import sys
 from pathlib import Path
 
+from coop.data.description import load_description
 from coop.data.few_shot import few_shot_sample, sample_indices
 from coop.data.idx import Row, idx_rows, write_images, write_split
 from coop.errors import CoopError
@@ -18,9 +19,7 @@ from coop.errors import CoopError
 FILES = Path("/usr/share/datasets/fashion-mnist")
 OUT = Path(__file__).resolve().parent.parent / "datasets" / "fashion_mnist"
 SPLIT_FILE = "split_fashion_mnist.json"
-CLASS_NAMES = (
-    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"
-)  # fmt: skip
+CLASS_NAMES = tuple(load_description("fashion_mnist").idx_classes)
 SHOTS, SEEDS = 16, (1, 2, 3)
 TEST_PER_CLASS, TEST_SEED = 100, 1
 
@@ -40,15 +39,12 @@ def take_sample(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
 
 def main() -> int:
     """Write images and split file."""
-    parser = argparse.ArgumentParser(description="Fashion-MNIST as images in class folders with a split file")
+    parser = argparse.ArgumentParser(description="a few-shot sample of Fashion-MNIST as images in class folders")
     parser.add_argument("--files", type=Path, default=FILES, help="folder of the four IDX files")
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write into")
-    parser.add_argument("--whole", action="store_true", help="all 70,000 images instead of the sample")
     args = parser.parse_args()
     try:
-        rows = idx_rows(args.files, CLASS_NAMES)
-        if not args.whole:
-            rows = take_sample(rows)
+        rows = take_sample(idx_rows(args.files, CLASS_NAMES))
         write_images(args.files, args.out / "images", rows)
         write_split(args.out / SPLIT_FILE, rows)
     except CoopError as error:

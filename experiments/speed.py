@@ -39,7 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{_peak_memory(args):.2f}")
         return
     backbone = load_backbone(args.architecture, None, args.device, args.precision)
-    learner, images, labels = _problem(backbone, args)
+    learner = _learner(backbone, args)
+    images, labels = _batch(backbone, args)
     features = backbone.encode_images(images)
 
     def loss(text: Tensor, image: Tensor) -> Tensor:
@@ -77,6 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"peak GPU memory of our step: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
     command = [sys.executable, "-m", "experiments.speed", "--memory-only", "--classes", "1000", "--device", args.device]
     command += ["--architecture", args.architecture, "--precision", args.precision, "--n-ctx", str(args.n_ctx)]
+    command += ["--ctx-position", args.ctx_position, *(["--class-specific"] * args.class_specific)]
     peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     print(f"peak resident memory of a process that takes one step at 1000 classes: {peak} GiB")
 
@@ -94,16 +96,20 @@ def plain_class_features(learner: PromptLearner) -> Tensor:
     return F.normalize(tower.project(x[torch.arange(len(x), device=x.device), ends]), dim=-1)
 
 
-def _problem(backbone: Backbone, args: argparse.Namespace) -> tuple[PromptLearner, Tensor, Tensor]:
+def _learner(backbone: Backbone, args: argparse.Namespace) -> PromptLearner:
+    step = max(len(IMAGENET_CLASSNAMES) // args.classes, 1)
+    names = IMAGENET_CLASSNAMES[::step][: args.classes]
     generator = torch.Generator().manual_seed(1)
-    step = len(IMAGENET_CLASSNAMES) // args.classes
-    names = IMAGENET_CLASSNAMES[:: max(step, 1)][: args.classes]
-    learner = PromptLearner(backbone, names, args.n_ctx, args.ctx_position, args.class_specific, generator=generator)
+    return PromptLearner(backbone, names, args.n_ctx, args.ctx_position, args.class_specific, generator=generator)
+
+
+def _batch(backbone: Backbone, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
     side = backbone.model.visual.image_size
     height, width = side if isinstance(side, (tuple, list)) else (side, side)
     images = torch.randn(args.batch_size, 3, height, width, generator=generator)
     labels = torch.randint(args.classes, (args.batch_size,), generator=generator)
-    return learner, images.to(backbone.device), labels.to(backbone.device)
+    return images.to(backbone.device), labels.to(backbone.device)
 
 
 def _compare_gradients(learner: PromptLearner, loss: Callable[[Tensor, Tensor], Tensor], features: Tensor) -> None:
@@ -155,9 +161,7 @@ def _matrix_rate(backbone: Backbone) -> float:
 
 def _peak_memory(args: argparse.Namespace) -> float:
     backbone = load_backbone(args.architecture, None, args.device, args.precision)
-    generator = torch.Generator().manual_seed(1)
-    learner = PromptLearner(backbone, IMAGENET_CLASSNAMES[: args.classes], args.n_ctx, generator=generator)
-    learner.class_features().sum().backward()
+    _learner(backbone, args).class_features().sum().backward()
     return peak_resident_memory()
 
 

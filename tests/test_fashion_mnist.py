@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from coop.data.description import load_description
 from coop.data.idx import find_idx, idx_rows, read_idx, write_images, write_split
+from coop.data.prepare import prepare
 from coop.data.split_file import load_split_file
 from coop.errors import CoopError
 from experiments.fashion_mnist_sample import CLASS_NAMES, FILES, OUT, SPLIT_FILE, take_sample
@@ -53,6 +55,19 @@ def test_split_file_is_read_back(files: Path, tmp_path: Path) -> None:
     rows = idx_rows(files, NAMES)
     write_split(tmp_path / "split.json", rows)
     assert load_split_file(tmp_path / "split.json") == rows
+
+
+def test_prepare_makes_images_and_split_of_files_put_there_by_hand(files: Path, tmp_path: Path) -> None:
+    """Nothing is fetched: what the description would download lies in the folder already."""
+    description = load_description("fashion_mnist", downloads=[], idx_classes=list(NAMES))
+    said: list[str] = []
+    (tmp_path / "fashion_mnist").mkdir()
+    files.rename(tmp_path / "fashion_mnist" / "files")
+    assert prepare(description, tmp_path, said.append)
+    split = load_split_file(tmp_path / "fashion_mnist" / SPLIT_FILE)
+    for path, _, _ in [row for part in split.values() for row in part]:
+        assert (tmp_path / "fashion_mnist" / "images" / path).is_file()
+    assert "images: written from the files in files" in said
 
 
 def test_damaged_and_missing_files_are_named(files: Path) -> None:

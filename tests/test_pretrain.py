@@ -212,3 +212,6 @@ def test_learning_rate_grows_linearly_then_falls_as_half_a_cosine() -> None:
     assert schedule.lr_at(9) == schedule.lr_at(10) == pytest.approx(0.1)
     assert schedule.lr_at(60) == pytest.approx(0.05)
     assert schedule.lr_at(109) < 1e-4
+    cut = replace(schedule, steps=80, horizon=110, cooldown=40)
+    assert cut.lr_at(40) == schedule.lr_at(40)
+    assert cut.lr_at(60) == pytest.approx(schedule.lr_at(60) / 2)

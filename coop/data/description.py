@@ -66,6 +66,8 @@ class Description:
     needs: list[str] = field(default_factory=list)  # what must be there in the end; empty: the image folder
     manual: str = ""  # what to do by hand, in words
     frames: str | None = None  # folder of videos whose middle frames become the images
+    idx: str | None = None  # folder of four IDX files (MNIST's format) that become the images and the split file
+    idx_classes: list[str] = field(default_factory=list)  # their class names, in the order of the labels
     source: str = ""
     licence: str = ""
     size: str = ""

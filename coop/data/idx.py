@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from coop.data.description import Description
 from coop.data.own_split import carve_val
 from coop.errors import CoopError
 from coop.progress import track
@@ -37,6 +38,15 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     if len(content) - start != int(np.prod(shape)):
         raise CoopError(f"{path} is cut off: {len(content) - start} bytes for an array of shape {shape}")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+
+
+def unpack_idx(description: Description, folder: Path) -> None:
+    """Write the images of a dataset's IDX files and, when all are there, its split file; both below `folder`."""
+    assert description.idx is not None and description.official_split is not None
+    files = folder / description.idx
+    rows = idx_rows(files, description.idx_classes)
+    write_images(files, folder / description.images, rows)
+    write_split(folder / description.official_split.file, rows)
 
 
 def find_idx(folder: Path, part: str, kind: str) -> Path:

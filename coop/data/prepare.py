@@ -13,6 +13,7 @@ from coop.data.description import Description, Download, dataset_folder
 from coop.data.download import check_sum, download
 from coop.data.extract import extract, is_archive
 from coop.data.frames import extract_frames
+from coop.data.idx import unpack_idx
 from coop.errors import CoopError
 
 WORK = ".prepare"  # folder in the dataset's own, so that renaming never crosses a file system
@@ -34,6 +35,9 @@ def prepare(description: Description, data_root: Path, say: Callable[[str], None
             except CoopError as error:
                 failures += 1
                 say(f"FAILED: {error}. By hand: put {file_name(item)} into {folder} and run this again")
+        if description.idx and not failures and not is_complete(description, folder):
+            unpack_idx(description, folder)
+            say(f"{description.images}: written from the files in {description.idx}")
     done = is_complete(description, folder)
     if description.manual and not done:
         say(f"By hand, in {folder}: {description.manual}")

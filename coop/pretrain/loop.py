@@ -32,13 +32,16 @@ class Schedule:
     precision: str = "fp32"
     seed: int = 1
     save_every: int = 200  # steps
+    horizon: int | None = None  # where the cosine would reach 0, if not at the last step
+    cooldown: int = 0  # steps of linear decay to 0 at the end, for a horizon beyond it
 
     def lr_at(self, step: int) -> float:
-        """Return the learning rate of a step (0-based): linear growth, then half a cosine down to 0."""
+        """Return the learning rate of a step (0-based): linear growth, then half a cosine, ended by the cooldown."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lr * 0.5 * (1 + cos(pi * done))
+        done = (step - self.warmup) / max(1, (self.horizon or self.steps) - self.warmup)
+        cooled = min(1.0, (self.steps - step) / self.cooldown) if self.cooldown else 1.0
+        return self.lr * 0.5 * (1 + cos(pi * done)) * cooled
 
 
 def fit(

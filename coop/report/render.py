@@ -80,7 +80,9 @@ def _cell(cell: dict[Any, Any]) -> str:
 
 
 def _word(value: Any) -> str:
-    return "-" if value is None or value != value else str(value)
+    if value is None or value != value:
+        return "-"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _label(column: Any) -> str:

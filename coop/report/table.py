@@ -9,7 +9,18 @@ from coop.errors import CoopError, unknown
 
 METRICS = ("accuracy", "macro_f1", "ece", "mean_confidence")
 FORMATS = ("text", "markdown", "csv", "latex")
-_NOT_KEYS = {*METRICS, "seed", "run", "n", "own_split", "architecture", "pretrained", "dataset_template"}
+_NOT_KEYS = {
+    *METRICS,
+    "difference",
+    "baseline",
+    "seed",
+    "run",
+    "n",
+    "own_split",
+    "architecture",
+    "pretrained",
+    "dataset_template",
+}
 AVERAGE = "average"
 
 
@@ -33,16 +44,15 @@ def make_table(
     columns: Sequence[str] | None = None,
     value: str = "accuracy",
 ) -> Table:
-    """Return the table of `value`. Unless given, columns are the shots (and the test sets), rows all else that differs.
+    """Return the table of `value`, from runs with their `difference`.
 
+    Unless given, columns are the shots (and the test sets, where a run has several), rows all else that differs.
     Raises CoopError for unknown keys, and where runs that differ in more than their seed would be averaged.
     """
     keys = [key for key in frame.columns if key not in _NOT_KEYS]
     for key in [*(rows or ()), *(columns or ())]:
         if key not in keys and key != "seed":
             raise unknown("table key", key, keys)
-    if value not in METRICS:
-        raise unknown("value", value, METRICS)
     frame = frame.astype(dict.fromkeys(keys, object)).where(frame.notna(), None)
     if columns is None:
         moved = "target" not in (rows or ()) and _tells_apart(frame, ["run"], "target")
@@ -53,7 +63,7 @@ def make_table(
         rows += [key for key in varying if key not in rows and _tells_apart(frame, [*rows, *columns], key)]
     rows = list(rows)
     _refuse_pooling(frame, [*rows, *columns], varying)
-    cells = _cells(_with_difference(frame, value), [*rows, *columns], value)
+    cells = _cells(frame, [*rows, *columns], value)
     if "dataset" in rows and cells["dataset"].nunique() > 1:
         cells = pd.concat([cells, _average(cells, rows, list(columns))], ignore_index=True)
     own = sorted(frame.loc[frame["own_split"].astype(bool), "dataset"].unique())
@@ -70,7 +80,7 @@ def _tells_apart(frame: pd.DataFrame, keys: list[str], key: str) -> bool:
 def _refuse_pooling(frame: pd.DataFrame, keys: list[str], varying: list[str]) -> None:
     mixed = [key for key in varying if key not in keys and _tells_apart(frame, keys, key)]
     if mixed:
-        values = {key: sorted(map(str, frame[key].unique())) for key in mixed}
+        values = {key: sorted(str(value) for value in frame[key].unique() if value is not None) for key in mixed}
         shown = "; ".join(f"{key} ({', '.join(some)})" for key, some in values.items())
         raise CoopError(
             f"a cell would average over more than seeds, over {shown}: add it to --rows or --columns, "
@@ -78,7 +88,10 @@ def _refuse_pooling(frame: pd.DataFrame, keys: list[str], varying: list[str]) ->
         )
 
 
-def _with_difference(frame: pd.DataFrame, value: str) -> pd.DataFrame:
+def with_difference(frame: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
+    """Return the runs with a column `difference`: `value` minus that of zero-shot with the dataset's template."""
+    if value not in METRICS:
+        raise unknown("value", value, METRICS)
     same = ["dataset", "backbone", "precision", "protocol", "target"]
     zero = frame[frame["method"] == "zero_shot"]
     if "template" in zero:

@@ -26,7 +26,7 @@ from coop.text.layout import Row, shared_length
 from coop.text.tower import Block, TextTower, layer_norm
 
 KeysValues = list[tuple[Tensor, Tensor]]  # one (b, h, p, d/h) pair per block
-ACTIVATION_BUDGET = 2 * 2**30  # bytes kept for the backward pass before recomputation begins
+ACTIVATION_BUDGET = 1400 * 2**20  # bytes that a CPU keeps for the backward pass before recomputation begins
 BLOCK_SIZES = (32, 48, 64, 96, 128, 192, 256)
 
 
@@ -59,12 +59,13 @@ class _FullChunk:
 class PromptEncoder:
     """The class features of fixed prompts as a function of the context.
 
-    `rows` are prompts as `coop.text.layout` makes them. `budget` is in bytes.
+    `rows` are prompts as `coop.text.layout` makes them. `budget` is in bytes (on a GPU a third of what is free there).
     `tokens` is the number of token states that one call computes per context.
     """
 
-    def __init__(self, tower: TextTower, rows: Sequence[Row], pad: int = 0, budget: int = ACTIVATION_BUDGET) -> None:
+    def __init__(self, tower: TextTower, rows: Sequence[Row], pad: int = 0, budget: int | None = None) -> None:
         self.tower = tower
+        budget = _budget(tower.device) if budget is None else budget
         if tower.shares_prefixes:
             self.limit = max(budget // (12 * tower.width * tower.layers * 4), 1)  # token states whose activations fit
             self.shared = shared_length(rows)
@@ -152,16 +153,16 @@ class PromptEncoder:
         return x + (out if block.scale_2 is None else out * block.scale_2), prefix
 
     def _pack(self, rows: Sequence[Row]) -> list[_Chunk]:
-        """Split rows, ordered by length, into chunks whose saved activations (12 widths a token and block) fit."""
-        chunks, start = [], 0
-        while start < len(rows):
-            used = 0 if start else self.shared
-            end = start
-            while end < len(rows) and (end == start or used + len(rows[end]) - self.shared <= self.limit):
-                used += len(rows[end]) - self.shared
-                end += 1
-            chunks.append(self._chunk(rows[start:end], with_prefix=start == 0, only=end - start == len(rows)))
-            start = end
+        """Return one chunk if its saved activations (12 widths a token and block) fit, else chunks of half of that.
+
+        Half, because recomputing holds a chunk's activations beside the gradients of all that it shares.
+        """
+        own = [len(row) - self.shared for row in rows]
+        limit = self.limit if self.shared + sum(own) <= self.limit else max(self.limit // 2, max(own))
+        parts = _fill(own, limit)
+        chunks: list[_Chunk] = []
+        for part in parts:
+            chunks.append(self._chunk([rows[i] for i in part], with_prefix=not chunks, only=len(parts) == 1))
         return chunks
 
     def _chunk(self, rows: Sequence[Row], with_prefix: bool, only: bool) -> _Chunk:
@@ -259,6 +260,10 @@ class PromptEncoder:
     def _run_full(self, chunk: _FullChunk, table: Float[Tensor, "k d"]) -> Float[Tensor, "c d"]:
         x = chunk.base.index_add(0, chunk.ctx_rows, table[chunk.ctx_slots])
         return self.tower.run_full(x.view(*chunk.ids.shape, -1), chunk.ids, chunk.pooled)
+
+
+def _budget(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else ACTIVATION_BUDGET
 
 
 def _fill(lengths: Sequence[int], size: int) -> list[list[int]]:

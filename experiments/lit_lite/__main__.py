@@ -30,7 +30,8 @@ from experiments.lit_lite.student import Lessons
 from experiments.lit_lite.wordnet import FILES, read_synsets
 
 EMBED_DIM, WIDTH, HEADS, LAYERS = 256, 224, 4, 4
-BATCH, STEPS, LR, WEIGHT_DECAY, SEED = 512, 1200, 1.5e-3, 0.05, 1
+BATCH, STEPS, LR, WEIGHT_DECAY, SEED = 512, 750, 1.5e-3, 0.05, 1
+HORIZON, COOLDOWN = 1200, 250  # a cosine over 1,200 steps, ended early by a linear cooldown
 CONFIG: dict[str, Any] = {
     "model_cfg": {
         "embed_dim": EMBED_DIM,
@@ -69,7 +70,16 @@ def make(work: Path, wordnet: Path, steps: int, seed: int) -> CLIP:
     with torch.no_grad():
         model.visual.head.proj.weight.copy_(side.weight)
         model.visual.head.proj.bias.copy_(side.bias)
-    schedule = Schedule(steps=steps, lr=LR, weight_decay=WEIGHT_DECAY, precision="bf16", seed=seed, save_every=100)
+    schedule = Schedule(
+        steps=steps,
+        horizon=max(HORIZON, steps),
+        cooldown=min(COOLDOWN, steps // 3),
+        lr=LR,
+        weight_decay=WEIGHT_DECAY,
+        precision="bf16",
+        seed=seed,
+        save_every=50,
+    )
     lessons = Lessons(TextTower(model), concepts, targets, frequency, BATCH, seed)
     fit(model, lessons.steps_from, lessons.loss, schedule, work / f"seed-{seed}", "training lit_lite")
     return model
