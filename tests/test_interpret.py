@@ -51,7 +51,9 @@ def test_nearest_words(tiny_backbone: Backbone, vectors: torch.Tensor, metric: s
         best = sorted(allowed, key=lambda i: distances[i])[:7]
         assert [word.token for word in words] == best
         assert [word.distance for word in words] == pytest.approx(distances[best], rel=1e-4, abs=1e-6)
-        assert [word.text for word in words] == [TOKENIZER.decode([i]).strip() for i in best]
+        for word in words:
+            text = TOKENIZER.decode([word.token]).strip()
+            assert word.text == text or ("\ufffd" in text and "\\x" in word.text)  # half a letter is shown as bytes
         assert [word.whole for word in words] == [TOKENIZER.decoder[i].endswith("</w>") for i in best]
     assert [words[0].text for words in found[:3]] == ["photo", "forest", "dog"]
 
