@@ -17,7 +17,7 @@ from coop.errors import CoopError, unknown
 from coop.paths import cache_folder
 from coop.text.encode import PromptEncoder
 from coop.text.layout import Row, Tokenizer, Vocabulary, learned_rows, spoken, template_rows
-from coop.text.tower import TextTower
+from coop.text.tower import TextTower, check_config
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 LIT_LITE = "lit_lite"
@@ -136,7 +136,6 @@ def load_backbone(
         raise
     except Exception as error:
         raise CoopError(_why_not_loaded(architecture, pretrained, error)) from error
-    TextTower(model)  # refuses unsupported towers before a tokenizer is looked for
     try:
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:
@@ -170,6 +169,7 @@ def _resolve(architecture: str, pretrained: str | None) -> tuple[str, str | None
         architecture, overrides = _register(Path(architecture))
     if architecture not in open_clip.list_models():
         raise unknown("architecture", architecture, [LIT_LITE, *open_clip.list_models()])
+    check_config(architecture, open_clip.get_model_config(architecture))
     if pretrained is None or Path(pretrained).is_file():
         return architecture, pretrained, {}, overrides
     tags = open_clip.list_pretrained_tags_by_model(architecture)
@@ -193,7 +193,8 @@ def _register(path: Path) -> tuple[str, dict[str, Any]]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CoopError(f"architecture={path} is not JSON: {_first_line(error)}") from error
     model = config.get("model_cfg", config) if isinstance(config, dict) else None
-    if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(model):
+    towers = [model.get(key) for key in ("vision_cfg", "text_cfg")] if isinstance(model, dict) else []
+    if "embed_dim" not in (model or ()) or not all(isinstance(tower, dict) for tower in towers):
         raise CoopError(f"architecture={path} lacks embed_dim, vision_cfg or text_cfg: it is no open_clip config")
     name = f"{path.stem}-{hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:8]}"
     open_clip.factory._MODEL_CONFIGS[name] = model

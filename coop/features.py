@@ -132,9 +132,9 @@ class FeatureCache:
         transform = ViewTransform(self.backbone.preprocess, any(view for *_, views in work for view in views))
         images = _Images([(path, views) for path, _, views in work], transform)
         per_batch = max(1, self.batch_size // max(len(views) for *_, views in work))
-        loader = DataLoader(
-            images, per_batch, num_workers=self.workers if len(images) > per_batch else 0, collate_fn=list
-        )
+        workers = self.workers if len(images) > per_batch else 0
+        own = torch.Generator()  # a loader without one takes its seed from the global state
+        loader = DataLoader(images, per_batch, num_workers=workers, collate_fn=list, generator=own)
         broken: list[str] = []
         keys: list[bytes] = []
         features: list[Tensor] = []

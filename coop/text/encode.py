@@ -159,17 +159,18 @@ class PromptEncoder:
         """
         own = [len(row) - self.shared for row in rows]
         limit = self.limit if self.shared + sum(own) <= self.limit else max(self.limit // 2, max(own))
+        parts = _fill(own, limit)
         chunks: list[_Chunk] = []
-        for part in _fill(own, limit):
-            chunks.append(self._chunk([rows[i] for i in part], with_prefix=not chunks))
+        for part in parts:
+            chunks.append(self._chunk([rows[i] for i in part], with_prefix=not chunks, only=len(parts) == 1))
         return chunks
 
-    def _chunk(self, rows: Sequence[Row], with_prefix: bool) -> _Chunk:
+    def _chunk(self, rows: Sequence[Row], with_prefix: bool, only: bool) -> _Chunk:
         shared, device = self.shared, self.tower.device
         own = [len(row) - shared for row in rows]
         size = self._block_size(own)
         blocks = _fill(own, size)
-        alone = with_prefix and len(blocks) == 1  # a single block takes the prefix in: fewer, larger operations
+        alone = only and len(blocks) == 1  # a single block takes the prefix in: fewer, larger operations
         lead = shared if alone else 0
         prefix = shared if with_prefix and not alone else 0
         size = lead + max(sum(own[i] for i in block) for block in blocks)

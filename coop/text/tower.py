@@ -4,7 +4,7 @@ Whether a tower can share prefixes is decided by what it is, not by its name: a 
 end-of-text token and standard residual blocks. Every other native tower runs its full sequences.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,15 +42,12 @@ class TextTower:
     def __init__(self, model: Any) -> None:
         name = type(model).__name__
         if name == "CoCa" or hasattr(model, "text_decoder"):
-            raise CoopError("CoCa text towers are not supported: choose a CLIP, EVA, PE, MobileCLIP or SigLIP model")
+            raise _unsupported(name, "CoCa")
         text = model.text if hasattr(model, "text") else model
         if not hasattr(text, "token_embedding") or not hasattr(getattr(text, "transformer", None), "resblocks"):
-            raise CoopError(
-                f"the text tower {type(text).__name__} of this {name} is not one of open_clip's own "
-                "(Hugging Face text towers are not supported): choose a model with a native text tower"
-            )
+            raise _unsupported(name, f"{type(text).__name__} (Hugging Face)")
         if getattr(text, "cls_emb", None) is not None:
-            raise CoopError("text towers with an appended class embedding (CoCa) are not supported")
+            raise _unsupported(name, "appended class embedding (CoCa)")
         self.transformer = text.transformer
         self.token_embedding: Tensor = text.token_embedding.weight
         self.positional_embedding: Tensor = text.positional_embedding
@@ -97,6 +94,21 @@ class TextTower:
             mask = self.pad_mask(ids, ids.shape[1], self.dtype)
         x = self.transformer(x.to(self.dtype), attn_mask=mask)
         return x[torch.arange(len(x), device=x.device), pooled].float()
+
+
+def check_config(architecture: str, config: Mapping[str, Any]) -> None:
+    """Raise CoopError for an open_clip configuration with a text tower that is not supported: nothing is loaded."""
+    if "multimodal_cfg" in config or config["text_cfg"].get("embed_cls"):
+        raise _unsupported(architecture, "CoCa")
+    if config["text_cfg"].get("hf_model_name"):
+        raise _unsupported(architecture, "Hugging Face")
+
+
+def _unsupported(model: str, kind: str) -> CoopError:
+    return CoopError(
+        f"'{model}' has a text tower of a kind that is not supported, {kind}: "
+        "choose a CLIP, EVA, PE, MobileCLIP or SigLIP model with open_clip's own text tower"
+    )
 
 
 def layer_norm(x: Float[Tensor, "*b d"], norm: nn.LayerNorm, dtype: torch.dtype) -> Float[Tensor, "*b d"]:

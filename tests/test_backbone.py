@@ -1,0 +1,192 @@
+"""Loading open_clip models by name and file, refusing what is not supported, and freezing all of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from coop.backbone import Backbone, _resolve, load_backbone
+from coop.errors import CoopError
+from coop.methods.coop import CoOp, CoOpOptions
+from tests.methods_plain import CLASSES, sample
+
+TINY: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
+
+
+def tiny_model(seed: int = 3, **changed: Any) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return open_clip.CLIP(**TINY, **changed).eval()
+
+
+def written(folder: Path, config: dict[str, Any], name: str = "tiny.json") -> str:
+    (folder / name).write_text(json.dumps(config))
+    return str(folder / name)
+
+
+@pytest.fixture
+def tiny_json(tmp_path: Path) -> str:
+    return written(tmp_path, TINY)
+
+
+def test_training_changes_nothing_frozen(tiny_backbone: Backbone) -> None:
+    model: Any = tiny_backbone.model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    method = CoOp(tiny_backbone, CLASSES, CoOpOptions(epochs=3, n_ctx=3, batch_size=4, lr=0.1))
+    start = method.learner.ctx.detach().clone()
+    method.fit(sample(tiny_backbone, shots=2, views=2), sample(tiny_backbone, shots=1))
+    assert not torch.equal(start, method.learner.ctx.detach())
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("architecture, tag, quick", [
+    *((a, "openai", True) for a in ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")),
+    *((a, "openai", True) for a in ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")),
+    ("ViT-B-16", "dfn2b", True), ("ViT-B-32", "metaclip_400m", True), ("RN50", "yfcc15m", True),
+    ("ViT-B-32", "laion2b_s34b_b79k", False), ("ViT-B-16", "datacomp_xl_s13b_b90k", False),
+    ("ViT-B-32-quickgelu", "openai", False), ("ViT-B-16-SigLIP", "webli", False), ("ViT-B-32", None, False),
+])  # fmt: skip
+def test_weights_trained_with_quickgelu_get_it(architecture: str, tag: str | None, quick: bool) -> None:
+    """What open_clip is asked for beside the name (a "-quickgelu" architecture has it already); nothing is loaded."""
+    name, source, options, _ = _resolve(architecture, tag)
+    assert (name, source) == (architecture, tag)
+    assert options.get("force_quick_gelu", False) == quick
+
+
+def foreign(name: str, **text: Any) -> dict[str, Any]:
+    return {**TINY, "text_cfg": {**TINY["text_cfg"], **text}, **({"multimodal_cfg": {}} if name == "CoCa" else {})}
+
+
+@pytest.mark.parametrize("architecture, kind", [
+    ("coca_ViT-B-32", "CoCa"), ("roberta-ViT-B-32", "Hugging Face"), ("nllb-clip-base-siglip", "Hugging Face"),
+    (foreign("CoCa"), "CoCa"), (foreign("", hf_model_name="roberta-base"), "Hugging Face"),
+    (foreign("", embed_cls=True), "CoCa"),
+])  # fmt: skip
+def test_foreign_text_towers_are_refused(architecture: Any, kind: str, tmp_path: Path) -> None:
+    name = architecture if isinstance(architecture, str) else written(tmp_path, architecture)
+    with pytest.raises(CoopError, match=rf"not supported, .*{kind}.*: choose a CLIP, EVA") as caught:
+        load_backbone(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (("ViT-B32",), "unknown architecture 'ViT-B32': did you mean 'ViT-B-32'"),
+    (("litlite",), "unknown architecture 'litlite': did you mean 'lit_lite'"),
+    (("ViT-B-32", "opnai"), "unknown pretrained tag of ViT-B-32 'opnai': did you mean 'openai'"),
+    (("ViT-B-32", "weights/mine.pt"), "pretrained=weights/mine.pt: no such checkpoint file"),
+    (("missing/model.json",), "architecture=missing/model.json: no such file"),
+    (("RN50", None, "gpu"), "unknown device 'gpu'"),
+    (("RN50", None, "cuda:63"), r"device=cuda:63 was asked for, but \d+ CUDA devices were found"),
+    (("RN50", None, "cpu", "fp61"), "unknown precision 'fp61': did you mean 'fp16'"),
+])  # fmt: skip
+def test_unknown_names(arguments: tuple[Any, ...], said: str) -> None:
+    with pytest.raises(CoopError, match=said):
+        load_backbone(*arguments)
+
+
+@pytest.mark.parametrize("text, said", [
+    ("{", "is not JSON"), ("[1]", "lacks embed_dim, vision_cfg or text_cfg"), ('{"embed_dim": 8}', "lacks embed_dim"),
+    (json.dumps({**TINY, "text_cfg": {"widht": 3}}), "could not be loaded .*widht"),
+    (json.dumps({**TINY, "text_cfg": 3}), "lacks embed_dim, vision_cfg or text_cfg"),
+])  # fmt: skip
+def test_json_that_is_no_model(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text(text)
+    with pytest.raises(CoopError, match=said) as caught:
+        load_backbone(str(tmp_path / "broken.json"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", "nested.pt"])
+@pytest.mark.parametrize("form", ["plain", "model_cfg"])
+def test_own_configuration_and_checkpoint(suffix: str, form: str, tmp_path: Path) -> None:
+    model, preprocess = tiny_model(), {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}
+    config = TINY if form == "plain" else {"model_cfg": TINY, "preprocess_cfg": preprocess}
+    checkpoint = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(model.state_dict(), checkpoint)
+    else:
+        torch.save({"state_dict": model.state_dict()} if "nested" in suffix else model.state_dict(), checkpoint)
+    backbone = load_backbone(written(tmp_path, config), str(checkpoint))
+    loaded, state = backbone.model.state_dict(), model.state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
+
+    image = Image.effect_noise((40, 20), 60).convert("RGB")
+    options = {} if form == "plain" else {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}
+    pixels = open_clip.image_transform(16, is_train=False, **options)(image)
+    assert torch.equal(backbone.preprocess(image), pixels)
+    torch.testing.assert_close(backbone.encode_images(pixels[None]), model.encode_image(pixels[None]).detach())
+    assert backbone.logit_scale == pytest.approx(1 / 0.07, rel=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_checkpoint_of_another_architecture(suffix: str, tiny_json: str, tmp_path: Path) -> None:
+    state = open_clip.CLIP(**{**TINY, "embed_dim": 24}).state_dict()
+    checkpoint = tmp_path / f"other{suffix}"
+    save_file(state, checkpoint) if suffix == ".safetensors" else torch.save(state, checkpoint)
+    with pytest.raises(CoopError, match=r"other\S+ does not fit the architecture '.*tiny.json'") as caught:
+        load_backbone(tiny_json, str(checkpoint))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["broken.pt", "broken.safetensors", "empty.pt", "other.pt"])
+def test_a_file_that_is_no_checkpoint(name: str, tiny_json: str, tmp_path: Path) -> None:
+    if name == "other.pt":
+        torch.save({"weights": [1, 2]}, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(b"" if "empty" in name else b"not a checkpoint")
+    with pytest.raises(CoopError, match=f"the checkpoint .*{name}") as caught:
+        load_backbone(tiny_json, str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_precision(precision: str, dtype: torch.dtype, tiny_json: str) -> None:
+    """The towers are half, what is learned and what comes out are float32, and close to the float32 model's."""
+    full, half = load_backbone(tiny_json), load_backbone(tiny_json, precision=precision)
+    assert half.model.transformer.resblocks[0].mlp.c_fc.weight.dtype == half.dtype == dtype
+    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    cosine = torch.nn.functional.cosine_similarity
+    encoded = half.encode_images(images)
+    assert encoded.dtype == torch.float32 and cosine(encoded, full.encode_images(images)).min() > 0.999
+    methods = [CoOp(b, CLASSES, CoOpOptions(epochs=5, n_ctx=4, batch_size=4, lr=0.01)) for b in (full, half)]
+    data = sample(full, shots=3)
+    for method in methods:
+        method.fit(data, data)
+    learned = [method.learner.ctx for method in methods]
+    assert learned[1].dtype == torch.float32 and half.identity != full.identity
+    assert cosine(learned[0].flatten(), learned[1].flatten(), dim=0) > 0.99
+    assert not torch.equal(learned[1], learned[1].to(dtype).float())  # kept in float32 throughout
+
+
+def test_identity_tells_weights_and_architecture_apart(tiny_json: str, tmp_path: Path) -> None:
+    def identity(model: Any) -> str:
+        return Backbone(model, lambda image: image, open_clip.SimpleTokenizer()).identity
+
+    changed, checkpoint = tiny_model(), tmp_path / "weights.pt"
+    torch.save(changed.state_dict(), checkpoint)
+    first = identity(tiny_model())
+    assert identity(tiny_model()) == first == load_backbone(tiny_json, str(checkpoint)).identity
+    with torch.no_grad():
+        changed.visual.proj[3, 5] += 1e-6
+    assert len({first, identity(changed), identity(tiny_model(4)), identity(tiny_model(quick_gelu=True))}) == 4
+
+
+def test_random_weights_are_fixed_and_leave_global_randomness_alone(tiny_json: str) -> None:
+    state = torch.get_rng_state()
+    first = load_backbone(tiny_json).identity
+    assert torch.equal(state, torch.get_rng_state())
+    torch.rand(1)
+    assert load_backbone(tiny_json).identity == first
