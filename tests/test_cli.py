@@ -144,9 +144,7 @@ def test_base_to_new(arguments: list[str], tmp_path: Path, capsys: pytest.Captur
     result = json.loads(path.read_text())
     base, new = (result["targets"][name] for name in ("base", "new"))
     assert list(base["per_class_accuracy"]) == ["blue car", "green leaf"]
-    assert list(new["per_class_accuracy"]) == [
-        "red cup"
-    ]
+    assert list(new["per_class_accuracy"]) == ["red cup"]
     expected = 2 * base["accuracy"] * new["accuracy"] / (base["accuracy"] + new["accuracy"])
     assert result["harmonic_mean"] == pytest.approx(expected) and result["accuracy"] == base["accuracy"]
     capsys.readouterr()

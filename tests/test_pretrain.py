@@ -86,9 +86,7 @@ def test_loss_is_the_mean_cross_entropy_of_both_directions() -> None:
 
 
 def test_logit_scale_is_kept_below_a_hundred() -> None:
-    model = SimpleNamespace(
-        logit_scale=torch.tensor(9.0), encode_image=lambda x: x, encode_text=lambda x: x
-    )
+    model = SimpleNamespace(logit_scale=torch.tensor(9.0), encode_image=lambda x: x, encode_text=lambda x: x)
     contrastive_loss(model)((torch.eye(3), torch.eye(3)))
     assert model.logit_scale.exp().item() == pytest.approx(100)
 
