@@ -49,9 +49,9 @@ def test_a_small_budget_changes_nothing_but_memory(tiny_backbone: Backbone, cont
     method.loss(data.test_view, data.labels).backward()
     expected = {name: parameter.grad for name, parameter in method.parameters().items()}
     rows = tiny_backbone.learned_rows(NAMES, 3, "end", False)
-    per_token = 9 * tiny_backbone.width * tiny_backbone.tower.layers * 4
+    per_token = 2**30 / PromptEncoder(tiny_backbone.tower, rows, budget=2**30).limit
     tokens = encoder.tokens * contexts_at_once or encoder.tokens // 2
-    method.learner.encoder = PromptEncoder(tiny_backbone.tower, rows, budget=tokens * per_token)
+    method.learner.encoder = PromptEncoder(tiny_backbone.tower, rows, budget=int(1.01 * tokens * per_token))
     assert (len(method.learner.encoder.chunks) > 1) == (contexts_at_once == 0)
     for parameter in method.parameters().values():
         parameter.grad = None
