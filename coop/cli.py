@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from coop.data.commands import add_data_commands
-    from coop.pretrain.command import add_pretrain_command
+    from coop.pretrain.arguments import add_pretrain_command
 
     parser = argparse.ArgumentParser(prog="coop", description=coop.__doc__.splitlines()[0] if coop.__doc__ else "")
     parser.add_argument("--version", action="version", version=f"coop-clip {coop.__version__}")

@@ -27,6 +27,7 @@ from torch import Tensor
 from coop.backbone import Backbone, load_backbone
 from coop.memory import keep_freed_memory
 from coop.methods.coop import PromptLearner
+from experiments.speed_cocoop import measure, report
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,6 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.cocoop:
+        print(report(measure(threads=args.threads or torch.get_num_threads())))
+        return
     if args.memory_only:
         print(f"{_peak_memory(args):.2f}")
         return
@@ -186,6 +190,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, help="of the CPU; all unless given")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cocoop", action="store_true", help="time CoCoOp's step instead (experiments.speed_cocoop)")
     parser.add_argument("--memory-only", action="store_true", help="print the peak memory of one step, in GiB")
     return parser.parse_args(arguments)
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from coop.backbone import load_backbone
 from coop.errors import CoopError
-from coop.pretrain.command import add_pretrain_command, train
+from coop.pretrain.arguments import add_pretrain_command
+from coop.pretrain.command import train
 from coop.pretrain.loop import CHECKPOINT, Schedule, fit
 from coop.pretrain.objective import contrastive_loss
 from coop.pretrain.pairs import batch_keys, read_pairs

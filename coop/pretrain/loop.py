@@ -15,7 +15,7 @@ from coop.progress import track
 
 CHECKPOINT = "checkpoint.pt"
 Batch = TypeVar("Batch")
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def fit(
             group["lr"] = schedule.lr_at(step)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(schedule.seed * 1_000_003 + step)
-            dtype = PRECISIONS[schedule.precision]
+            dtype = DTYPES[schedule.precision]
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 value = loss(batch)
         losses.append(_step(model, value, optimizer, scaler, schedule, step))
