@@ -73,6 +73,8 @@ def test_list_tells_what_is_there(eurosat: Path, capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if line.startswith("eurosat")]
     assert "20 of 27000 images" in line and "own split" in line and "MIT" in line
+    (line,) = [line for line in lines if line.startswith("fashion_mnist")]  # a sample of it ships with the toolkit
+    assert "1598 of 70000 images" in line and "sample" in line
     assert sum("not there" in line for line in lines) == 14
 
 

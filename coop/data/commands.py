@@ -16,7 +16,7 @@ from coop.data.description import Description, dataset_descriptions, dataset_fol
 from coop.data.few_shot import Shots, few_shot, few_shot_notes, few_shot_sample
 from coop.data.images import file_faults
 from coop.data.prepare import prepare
-from coop.data.reading import read_described
+from coop.data.reading import bundled_sample, read_described
 from coop.data.sample_file import sample_rows, write_rows
 from coop.data.split_file import load_split_file
 from coop.errors import CoopError
@@ -92,7 +92,10 @@ def _list_row(description: Description, data_root: Path) -> list[str]:
         return [name, "", "yours", "", "", place]
     folder = dataset_folder(description, data_root)
     end = [description.licence, str(folder)]
-    if not folder.is_dir():
+    sample = None if folder.is_dir() else bundled_sample(description)
+    if sample:
+        end = [description.licence, str(sample)]
+    elif not folder.is_dir():
         return [name, str(expected.classes or ""), "not there", "", *end]
     try:
         dataset = read_described(description, data_root)
@@ -104,7 +107,7 @@ def _list_row(description: Description, data_root: Path) -> list[str]:
     whole = sum(getattr(expected, part) or 0 for part in parts)
     state = f"{here} of {whole or len(paths)} images"
     kind = "own split" if dataset.own_split else "changed" if "not the official" in dataset.split_source else "official"
-    return [name, str(len(dataset.class_names)), state, kind, *end]
+    return [name, str(len(dataset.class_names)), state, "sample" if sample else kind, *end]
 
 
 def run_check(args: Namespace) -> int:

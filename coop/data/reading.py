@@ -60,7 +60,7 @@ def read_described(description: Description, data_root: Path) -> Dataset:
     else:
         content = READERS[description.reader](description, folder)
         _explain_own_split(description, folder, content)
-    if folder == _bundled(description):
+    if folder == bundled_sample(description):
         content.notes.append(
             f"the sample of {description.title} that ships with the toolkit; "
             f"the whole dataset: coop data prepare {description.name}"
@@ -94,7 +94,7 @@ def _existing_folder(description: Description, data_root: Path) -> Path:
     if description.reader == "csv" and not description.root and not description.directory:
         return csv_file(description).parent
     folder = dataset_folder(description, data_root)
-    sample = _bundled(description)
+    sample = bundled_sample(description)
     if not folder.is_dir() and sample:
         return sample
     if not folder.is_dir():
@@ -108,8 +108,8 @@ def _existing_folder(description: Description, data_root: Path) -> Path:
     return folder
 
 
-def _bundled(description: Description) -> Path | None:
-    """Return the folder of a sample that ships with the toolkit, which serves where the whole dataset is not there."""
+def bundled_sample(description: Description) -> Path | None:
+    """Return the folder of the sample that ships with the toolkit, which serves where the whole dataset is not there."""
     if description.root or not description.directory:
         return None
     folder = resource_folder("datasets") / description.directory
