@@ -109,7 +109,7 @@ def _existing_folder(description: Description, data_root: Path) -> Path:
 
 
 def bundled_sample(description: Description) -> Path | None:
-    """Return the folder of the sample that ships with the toolkit, which serves where the whole dataset is not there."""
+    """Return the folder of a sample that ships with the toolkit and serves where the whole dataset is not there."""
     if description.root or not description.directory:
         return None
     folder = resource_folder("datasets") / description.directory
