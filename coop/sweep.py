@@ -1,8 +1,10 @@
 """`coop run`: Hydra overrides -> runs -> what is missing is done, and what fails does not stop the rest."""
 
+import copy
 import re
 import sys
 from collections.abc import Sequence
+from functools import cache
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -10,6 +12,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,7 +36,8 @@ def run_command(overrides: Sequence[str], multirun: bool, show: bool = False) ->
     _register_datasets()
     jobs = expand(overrides) if multirun else [list(overrides)]
     with initialize_config_dir(str(resource_folder("conf")), version_base="1.3", job_name="coop"):
-        configs = [_compose(job) for job in track(jobs, "composing", len(jobs))]
+        composer = Composer()
+        configs = [composer(job) for job in track(jobs, "composing", len(jobs))]
     if show:
         print("---\n".join(OmegaConf.to_yaml(config) for config in configs), end="")
         return 0
@@ -58,11 +62,45 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for batch in batches for job in batch]
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
-    try:
-        return compose("config", overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise CoopError(_sentence(error)) from error
+class Composer:
+    """Hydra's composition, done once per combination of groups: the values of a grid are set on copies.
+
+    Hydra itself sets values last, after all groups are merged, so that the result is the same; it takes a tenth of a
+    second for each run, which a grid of a thousand would wait for.
+    """
+
+    def __init__(self) -> None:
+        self._parser = OverridesParser.create()
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+
+    def __call__(self, overrides: Sequence[str]) -> DictConfig:
+        """Return the configuration of one run. Raises CoopError for what Hydra refuses."""
+        try:
+            parsed = {text: self._parse(text) for text in overrides}
+            values = {text: override for text, override in parsed.items() if _sets_a_value(override)}
+            groups = tuple(text for text in overrides if text not in values)
+            if groups not in self._bases:
+                self._bases[groups] = compose("config", overrides=list(groups))
+            config = copy.deepcopy(self._bases[groups])
+            try:
+                for override in values.values():
+                    OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+            except OmegaConfBaseException:
+                return compose("config", overrides=list(overrides))  # says it in Hydra's words
+            return config
+        except (HydraException, OmegaConfBaseException) as error:
+            raise CoopError(_sentence(error)) from error
+
+    @cache  # noqa: B019 - one composer lives as long as the command
+    def _parse(self, text: str) -> Override:
+        return self._parser.parse_override(text)
+
+
+def _sets_a_value(override: Override) -> bool:
+    """Whether an override changes a key, rather than choosing from a group or adding to the configuration."""
+    groups = ("dataset", "backbone", "method", "protocol")
+    plain = override.type == OverrideType.CHANGE and override.package is None and not override.is_sweep_override()
+    return plain and override.key_or_group not in groups and not override.key_or_group.startswith("hydra")
 
 
 def _sentence(error: BaseException) -> str:
