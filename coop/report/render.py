@@ -58,15 +58,17 @@ def _grid(table: Table) -> pd.DataFrame:
 
 
 def _sorted_columns(table: Table) -> list[str]:
-    """Return the column labels in the order of their values, numbers by size."""
+    """Return the column labels, numbers by size and words (test sets) in the order in which runs have them."""
+    seen: dict[tuple[Any, ...], int] = {}
+    for cell in table.cells.to_dict("records"):
+        seen.setdefault(tuple(cell[name] for name in table.columns), len(seen))
 
-    def order(values: tuple[Any, ...]) -> list[tuple[int, float, str]]:
-        return [(0, float(v), "") if isinstance(v, (int, float)) else (1, 0.0, str(v)) for v in values]
+    def order(values: tuple[Any, ...]) -> list[float]:
+        return [float(v) for v in values if isinstance(v, (int, float))] + [float(seen[values])]
 
-    keys = {tuple(cell[name] for name in table.columns) for cell in table.cells.to_dict("records")}
     return [
         ", ".join(f"{name} {_word(v)}" for name, v in zip(table.columns, values, strict=True))
-        for values in sorted(keys, key=order)
+        for values in sorted(seen, key=order)
     ]
 
 

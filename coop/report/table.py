@@ -46,7 +46,7 @@ def make_table(
 ) -> Table:
     """Return the table of `value`, from runs with their `difference`.
 
-    Unless given, columns are the shots (and the test sets, where a run has several), rows all else that differs.
+    Unless given, columns are the shots, or the test sets where a run has several; rows are all else that differs.
     Raises CoopError for unknown keys, and where runs that differ in more than their seed would be averaged.
     """
     keys = [key for key in frame.columns if key not in _NOT_KEYS]
@@ -56,10 +56,11 @@ def make_table(
     frame = frame.astype(dict.fromkeys(keys, object)).where(frame.notna(), None)
     if columns is None:
         moved = "target" not in (rows or ()) and _tells_apart(frame, ["run"], "target")
-        columns = ["shots", "target"] if moved else ["shots"]
+        columns = ["target"] if moved else ["shots"]
     varying = [key for key in keys if frame[key].map(repr).nunique() > 1 and key not in columns]
     if rows is None:
-        rows = [key for key in ("dataset", "backbone", "method") if key not in columns]
+        basic = ["dataset", "backbone", *(["protocol"] if "protocol" in varying else []), "method"]
+        rows = [key for key in [*basic, *(["shots"] if "target" in columns else [])] if key not in columns]
         rows += [key for key in varying if key not in rows and _tells_apart(frame, [*rows, *columns], key)]
     rows = list(rows)
     _refuse_pooling(frame, [*rows, *columns], varying)
@@ -111,7 +112,8 @@ def _cells(frame: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
         n=(value, "size"),
         difference=("difference", "mean"),
     ).reset_index()
-    return cells.sort_values(keys, key=lambda column: column.map(_order), kind="stable", ignore_index=True)
+    by = [key for key in keys if key != "target"]  # test sets stay in the order in which a run has them
+    return cells.sort_values(by, key=lambda column: column.map(_order), kind="stable", ignore_index=True)
 
 
 def _order(value: object) -> tuple[int, float, str]:
