@@ -32,7 +32,7 @@ def demo(results: Path) -> int:
             raise CoopError(f"a run of the demo failed: see failure.json below {results}")
     frame = select(with_difference(read_results(results)), ["dataset=fashion_mnist", "backbone=lit_lite"])
     table = make_table(frame, ["dataset", "method", "template"], ["shots"])
-    console.print("\n" + escape(render(table, "text", max(console.width, 110))))
+    console.print("\n" + escape(render(table, "text", console.width if console.is_terminal else None)))
     console.print(bars(table))
     picture = results / "curve.png"
     draw_curves(table, picture)
