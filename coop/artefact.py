@@ -78,7 +78,7 @@ class Artefact:
         kind = METHODS[self.method]
         made_for = self.classes if self.classes.names else classes
         if made_for is None or not made_for.names:
-            raise CoopError("this prompt was imported without class names: give them (--classes a,b)")
+            raise CoopError("this file does not say which classes it is for: give class names (--classes a,b)")
         method = kind(backbone, made_for, method_options(kind.Options, self.options), self.seed)
         method.load_state(self.state)
         return method if classes is None or classes.names == made_for.names else method.for_classes(classes)
