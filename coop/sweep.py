@@ -133,9 +133,8 @@ def _single(run: Run, workshop: Workshop) -> int:
 def _sweep(runs: Sequence[Run], workshop: Workshop) -> int:
     """Do the missing runs, one backbone after the other so that each is loaded once."""
     console = Console(soft_wrap=True, highlight=False)
-    missing = [run for run in runs if not run.done]
+    missing = _missing(runs, console)
     missing.sort(key=lambda run: (str(run.config.backbone), run.config.precision, run.dataset.name))
-    console.print(f"{len(runs)} runs: {len(runs) - len(missing)} done already, {len(missing)} to do")
     failed = 0
     for number, run in enumerate(track(missing, "runs", len(missing)), start=1):
         place = f"[{number}/{len(missing)}] {name_of(run)}"
@@ -154,9 +153,8 @@ def _sweep(runs: Sequence[Run], workshop: Workshop) -> int:
 def _launch(overrides: Sequence[str], runs: Sequence[Run]) -> int:
     """Hand the grid to a Hydra launcher (Slurm, joblib); its jobs do what is missing, in processes of their own."""
     GlobalHydra.instance().clear()
-    missing = [run for run in runs if not run.done]
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{len(runs)} runs: {len(runs) - len(missing)} done already, {len(missing)} to do")
+    missing = _missing(runs, console)
     if missing:
         arguments, sys.argv = sys.argv, ["coop", "--multirun", *overrides]
         try:
@@ -175,6 +173,13 @@ def job(config: DictConfig) -> None:
             execute(run, workshop)
         except Exception as error:
             print(f"{name_of(run)}  failed: {first_line(error)}", file=sys.stderr)
+
+
+def _missing(runs: Sequence[Run], console: Console) -> list[Run]:
+    """Return the runs that have no result yet, and say how many there are."""
+    missing = [run for run in runs if not run.done]
+    console.print(f"{len(runs)} runs: {len(runs) - len(missing)} done already, {len(missing)} to do")
+    return missing
 
 
 def _closing(runs: Sequence[Run], failed: int, console: Console) -> int:

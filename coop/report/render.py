@@ -19,10 +19,10 @@ def render(table: Table, form: str, width: int | None = None) -> str:
         return table.cells.to_csv(index=False, float_format="%.4f")
     grid = _grid(table)
     if form == "markdown":
-        flat = grid.set_axis([_label(column) for column in grid.columns], axis=1)
+        flat = grid.set_axis([str(column) for column in grid.columns], axis=1)
         return flat.to_markdown(index=False) + "\n\n" + "\n".join(_caption(table)) + "\n"
     if form == "latex":
-        latex = grid.map(_latex).set_axis([_latex(_label(column)) for column in grid.columns], axis=1)
+        latex = grid.map(_latex).set_axis([_latex(str(column)) for column in grid.columns], axis=1)
         styled = latex.style.hide(axis="index").to_latex(hrules=True, column_format="l" * len(grid.columns))
         return styled + "".join(f"% {line}\n" for line in _caption(table))
     return _text(table, grid, width)
@@ -31,11 +31,11 @@ def render(table: Table, form: str, width: int | None = None) -> str:
 def _text(table: Table, grid: pd.DataFrame, width: int | None) -> str:
     rich = RichTable(box=None, pad_edge=False, header_style="bold")
     for column in grid.columns:
-        rich.add_column(_label(column), justify="left" if column in table.rows else "right", overflow="fold")
+        rich.add_column(str(column), justify="left" if column in table.rows else "right", overflow="fold")
     for row in grid.itertuples(index=False):
         rich.add_row(*map(str, row))
     out = io.StringIO()
-    console = Console(file=out, width=max(width or 0, 200) if width is None else width, highlight=False, markup=False)
+    console = Console(file=out, width=200 if width is None else width, highlight=False, markup=False)
     console.print(rich)
     for line in _caption(table):
         console.print(line, style="dim")
@@ -85,10 +85,6 @@ def _word(value: Any) -> str:
     if value is None or value != value:
         return "-"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _label(column: Any) -> str:
-    return str(column)
 
 
 def _latex(text: Any) -> str:

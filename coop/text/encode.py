@@ -32,10 +32,9 @@ BLOCK_SIZES = (32, 48, 64, 96, 128, 192, 256)
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some classes, packed: `prefix` shared rows (in the first chunk only), then `blocks` equally long blocks."""
+    """Some classes, packed: `prefix` shared rows (in the first chunk only), then equally long blocks."""
 
     prefix: int
-    blocks: int
     base: Tensor  # (t, d) token + positional embedding; positional only where the context goes
     ctx_rows: Tensor  # packed rows that hold a context vector
     ctx_slots: Tensor  # which row of the context table each holds
@@ -202,7 +201,7 @@ class PromptEncoder:
         ends_mask = mask.gather(2, ends[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
         starts = prefix + torch.arange(len(blocks))[:, None] * size
         tensors = (mask, (starts + ends).flatten(), ends_mask, torch.tensor(last))
-        return _Chunk(prefix, len(blocks), base, ctx_rows, ctx_slots, *(tensor.to(device) for tensor in tensors))
+        return _Chunk(prefix, base, ctx_rows, ctx_slots, *(tensor.to(device) for tensor in tensors))
 
     def _block_size(self, own: Sequence[int]) -> int:
         """Return the block length that costs least: long blocks attend to more, short ones are filled up worse."""
