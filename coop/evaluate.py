@@ -1,4 +1,4 @@
-"""Metrics of one test set."""
+"""Metrics of one test set, and what was said of each of its images."""
 
 from dataclasses import dataclass
 
@@ -50,3 +50,9 @@ def evaluate(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], class_name
             for name, value, there in zip(class_names, per_class, present, strict=True)
         },
     )
+
+
+def predictions(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> dict[str, Tensor]:
+    """Return each image's `label`, its `predicted` class (n, int32) and that class's probability, `confidence` (n)."""
+    confidence, predicted = logits.float().cpu().softmax(dim=-1).max(dim=-1)
+    return {"label": labels.cpu().int(), "predicted": predicted.int(), "confidence": confidence}

@@ -4,6 +4,7 @@
     config.yaml          everything that made the run
     sample.json          the few-shot list
     learned.safetensors  what was learned
+    predictions.safetensors  label, predicted class and its probability of every test image
     result.json          written last: a run is done if and only if it exists
     failure.json         instead, why it is not
 """
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from coop.backbone import LIT_LITE
 from coop.config import RunConfig
@@ -27,6 +30,7 @@ from coop.embedded import ASSETS, TEXT_FILE
 from coop.errors import CoopError
 
 RESULT, FAILURE, CONFIG, SAMPLE = "result.json", "failure.json", "config.yaml", "sample.json"
+PREDICTIONS = "predictions.safetensors"
 
 
 def identity(config: RunConfig, dataset: Dataset, targets: Mapping[str, str], sample: str | None) -> dict[str, Any]:
@@ -90,6 +94,24 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def write_predictions(folder: Path, predictions: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write what was predicted, by test set, whole or not at all: the images in the order of the test split."""
+    tensors = {f"{target}/{key}": tensor for target, some in predictions.items() for key, tensor in some.items()}
+    temporary = folder / f".{PREDICTIONS}.{uuid.uuid4().hex[:8]}.tmp"
+    save_file(tensors, temporary)
+    os.replace(temporary, folder / PREDICTIONS)
+
+
+def read_predictions(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Return what a run predicted, by test set: `label`, `predicted`, `confidence` (n). Empty if it was not kept."""
+    out: dict[str, dict[str, Tensor]] = {}
+    if (folder / PREDICTIONS).is_file():
+        for name, tensor in load_file(folder / PREDICTIONS).items():
+            target, _, key = name.rpartition("/")
+            out.setdefault(target, {})[key] = tensor
+    return out
 
 
 def read_results(results: Path) -> pd.DataFrame:

@@ -33,11 +33,22 @@ from coop.data import (
 from coop.data.description import load_description
 from coop.data.reading import read_described
 from coop.errors import CoopError
-from coop.evaluate import evaluate
+from coop.evaluate import evaluate, predictions
 from coop.features import FeatureCache, LabelledFeatures
 from coop.methods import METHODS, Method
 from coop.protocols import Target, classes_of, restricted, summary, targets_of, training_labels
-from coop.results import CONFIG, FAILURE, RESULT, SAMPLE, flat, identity, run_folder, write_json, write_text
+from coop.results import (
+    CONFIG,
+    FAILURE,
+    RESULT,
+    SAMPLE,
+    flat,
+    identity,
+    run_folder,
+    write_json,
+    write_predictions,
+    write_text,
+)
 
 
 @dataclass(frozen=True)
@@ -172,13 +183,15 @@ def _execute(run: Run, workshop: Workshop) -> dict[str, Any]:
         watch("fit")
     tests = {target.name: workshop.test_features(cache, target) for target in run.targets}
     watch("test_features")
-    metrics = {}
+    metrics, said = {}, {}
     for target in run.targets:
         logits = _for_target(method, target).logits(tests[target.name])
         truth = torch.tensor(target.test.labels)
         metrics[target.name] = dataclasses.asdict(evaluate(logits, truth, target.classes.names))
+        said[target.name] = predictions(logits, truth)
     artefact = Artefact.of(method)
     artefact.save(run.folder / FILE)
+    write_predictions(run.folder, said)
     watch("test")
     accuracies = {name: m["accuracy"] for name, m in metrics.items()}
     return {
