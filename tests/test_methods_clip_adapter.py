@@ -26,12 +26,14 @@ def plain(backbone: Backbone, state: dict[str, Tensor], features: Tensor, ratio:
     return backbone.logit_scale * f @ w.T
 
 
-@pytest.mark.parametrize("branch", BRANCHES)
-def test_logits_and_first_gradient(tiny_backbone: Backbone, branch: str) -> None:
-    method = ClipAdapter(tiny_backbone, CLASSES, ClipAdapterOptions(epochs=0, branch=branch, ratio=0.3))
+@pytest.mark.parametrize(("branch", "reduction"), [("visual", 4), ("text", 4), ("both", 4), ("both", 1), ("both", 16)])
+def test_logits_and_first_gradient(tiny_backbone: Backbone, branch: str, reduction: int) -> None:
+    assert branch in BRANCHES
+    options = ClipAdapterOptions(epochs=0, branch=branch, ratio=0.3, reduction=reduction)
+    method = ClipAdapter(tiny_backbone, CLASSES, options)
     data = sample(tiny_backbone, shots=2)
     state = {name: leaf(tensor) for name, tensor in method.state().items()}
-    assert {tuple(t.shape) for name, t in state.items() if name.endswith("down.weight")} == {(8, 32)}
+    assert {tuple(t.shape) for name, t in state.items() if name.endswith("down.weight")} == {(32 // reduction, 32)}
     theirs = plain(tiny_backbone, state, data.test_view, 0.3)
     torch.testing.assert_close(method.logits(data.test_view), theirs.detach(), rtol=1e-4, atol=1e-4)
     F.cross_entropy(theirs, data.labels).backward()

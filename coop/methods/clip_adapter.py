@@ -22,22 +22,27 @@ from coop.text.templates import expand_template
 from coop.train import Training
 
 BRANCHES = {"visual": ("visual",), "text": ("text",), "both": ("visual", "text")}
-REDUCTION = 4
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # those that the paper compares (its table 4); 0 is zero-shot CLIP
 
 
 @dataclass(frozen=True)
 class ClipAdapterOptions(Training):
-    """`ratio`: a number in [0, 1], `search` (the best of `RATIOS` on validation) or `learned` (with the adapter)."""
+    """`ratio`: a number in [0, 1], `search` (the best of `RATIOS` on validation) or `learned` (with the adapter).
+
+    `reduction`: the bottleneck is the backbone's width e divided by it, rounded down, at least 1.
+    """
 
     branch: str = "visual"
     ratio: float | int | str = 0.2
+    reduction: int = 4
     template: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.branch not in BRANCHES:
             raise unknown("branch", self.branch, BRANCHES)
+        if self.reduction < 1:
+            raise CoopError(f"reduction={self.reduction}: give 1 or more; the bottleneck is the width divided by it")
         if isinstance(self.ratio, str):
             if self.ratio not in ("search", "learned"):
                 raise CoopError(f"ratio={self.ratio}: give a number from 0 to 1, 'search' or 'learned'")
@@ -50,7 +55,7 @@ class ClipAdapterOptions(Training):
 class ClipAdapter(Trained):
     """logits = exp(logit scale) * cos(f*, W*), with f* = r A_v(f) + (1 - r) f and W* = r A_t(W) + (1 - r) W.
 
-    A(x) = relu(relu(x W_1) W_2) narrows the width e to e/4 and back; a branch that is not chosen is left as it is.
+    A(x) = relu(relu(x W_1) W_2) narrows the width e to e / reduction (4) and back; a branch that is not chosen is left as it is.
     f is the image feature before normalisation, as in the released code; W the normalised feature of each class's
     hand-written prompts. Text features are computed once. Departures from the released code: the text branch and the
     ways to find the ratio are only in the paper; a learned ratio is one number (sigmoid of a weight that starts at
@@ -69,7 +74,9 @@ class ClipAdapter(Trained):
     def _start(self, ratio: float) -> None:
         """Take fresh adapters, from the seed, and this ratio."""
         random = generator(self.seed)
-        adapters = {branch: _adapter(self.text.shape[1], random) for branch in BRANCHES[self.options.branch]}
+        width = self.text.shape[1]
+        hidden = max(width // self.options.reduction, 1)
+        adapters = {branch: _adapter(width, hidden, random) for branch in BRANCHES[self.options.branch]}
         self.adapters = nn.ModuleDict(adapters).to(self.text.device)
         weight = math.log(ratio / (1 - ratio)) if self.options.ratio == "learned" else ratio
         self.ratio_weight = nn.Parameter(torch.tensor(float(weight), device=self.text.device))
@@ -133,9 +140,8 @@ class ClipAdapter(Trained):
         return moved
 
 
-def _adapter(width: int, random: torch.Generator) -> nn.Sequential:
+def _adapter(width: int, hidden: int, random: torch.Generator) -> nn.Sequential:
     """Return relu(relu(x W_1) W_2)."""
-    hidden = max(width // REDUCTION, 1)
     return nn.Sequential(
         OrderedDict(
             down=linear(width, hidden, bias=False, generator=random),
