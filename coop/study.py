@@ -6,14 +6,7 @@ curves give it; a label's {key} is filled in from a run's configuration.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from coop.errors import CoopError, unknown
-from coop.paths import resource_folder
 
 FOLDER = "experiments/studies"
 

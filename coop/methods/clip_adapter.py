@@ -55,8 +55,7 @@ class ClipAdapterOptions(Training):
 class ClipAdapter(Trained):
     """logits = exp(logit scale) * cos(f*, W*), with f* = r A_v(f) + (1 - r) f and W* = r A_t(W) + (1 - r) W.
 
-    A(x) = relu(relu(x W_1) W_2) narrows the width e to e / reduction and back; a branch that is not chosen is left as it
-    is.
+    A(x) = relu(relu(x W_1) W_2) narrows the width e to e / reduction and back; a branch not chosen is left as it is.
     f is the image feature before normalisation, as in the released code; W the normalised feature of each class's
     hand-written prompts. Text features are computed once. Departures from the released code: the text branch and the
     ways to find the ratio are only in the paper; a learned ratio is one number (sigmoid of a weight that starts at
