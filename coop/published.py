@@ -8,9 +8,8 @@ Where they come from:
 - `label` is a series of the study where the row has its settings. Any other label is another system, or one whose
   settings are not known to be ours: it is shown beside ours, never subtracted from it.
 - No value is changed, averaged or rounded (open_clip's fractions became percent); an `average` is one that was
-  published. Left out are numbers that were read
-  from a picture, of which two versions are remembered, or that are known to be copied wrongly (there the corrected
-  value stands, unverified).
+  published. Left out are numbers that were read from a picture, of which two versions are remembered, or that are known
+  to be copied wrongly (there the corrected value stands, unverified).
 """
 
 import csv
