@@ -7,11 +7,12 @@ Where they come from:
 - A source that says UNVERIFIED was recalled and never checked: `verified` is false, and it is no target.
 - `label` is a series of the study where the row has its settings. Any other label is another system, or one whose
   settings are not known to be ours: it is shown beside ours, never subtracted from it.
-- No value is changed, averaged or rounded; an `average` is one that was published. Left out are numbers that were read
-  from a picture, of which two versions are remembered, or that are known to be copied wrongly (there the corrected
-  value stands, unverified).
+- No value is changed, averaged or rounded (open_clip's fractions became percent); an `average` is one that was
+  published. Left out are numbers that were read from a picture, of which two versions are remembered, or that are known
+  to be copied wrongly (there the corrected value stands, unverified).
 """
 
+import csv
 from collections.abc import Callable
 from typing import Any
 
@@ -56,11 +57,16 @@ def _read(name: str, columns: tuple[str, ...], kinds: dict[str, Callable[[str], 
     if not path.is_file():
         return pd.DataFrame(columns=list(columns))
     try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)  # a word may be "null"
-    except (ValueError, OSError) as error:  # pandas' own and wrong encodings are ValueErrors
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *lines = csv.reader(file, strict=True)
+    except (ValueError, OSError, csv.Error) as error:
         raise CoopError(f"{path} cannot be read ({error}): install the toolkit again") from error
-    if tuple(rows.columns) != columns:
-        raise CoopError(f"{path} has the columns {', '.join(rows.columns)}: it must have {', '.join(columns)}")
+    if tuple(header) != columns:
+        raise CoopError(f"{path} has the columns {', '.join(header)}: it must have {', '.join(columns)}")
+    for line, values in enumerate(lines, start=2):
+        if len(values) != len(columns):
+            raise CoopError(f"{path}, line {line}: {len(values)} values for {len(columns)} columns")
+    rows = pd.DataFrame(lines, columns=header, dtype=str)
     for column, kind in kinds.items():
         converted = []
         for line, text in enumerate(rows[column], start=2):
