@@ -76,7 +76,12 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command = _command(commands, "run", "one run, or with -m a sweep over all values given with commas", _run)
     command.add_argument("-m", "--multirun", action="store_true", help="run the grid; what is done already is skipped")
     command.add_argument("--cfg", action="store_true", help="print the configuration instead of running it")
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. dataset=eurosat shots=1,2,4 (Hydra)")
+    command.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="e.g. dataset=eurosat shots=1,2,4 (Hydra); with -m, +experiment=NAME runs a study (coop study lists them)",
+    )
 
 
 def _run(args: argparse.Namespace) -> int:

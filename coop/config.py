@@ -105,14 +105,21 @@ def method_options(kind: type, values: Mapping[str, Any]) -> Any:
     return _typed(kind, {key: value for key, value in values.items() if key in names}, "")
 
 
+_filled: dict[tuple[type, str], Any] = {}  # a sweep's runs have few different options: checked once each
+
+
 def _typed(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """Fill a dataclass, with OmegaConf's type checks and conversions."""
+    """Fill a (frozen) dataclass, with OmegaConf's type checks and conversions."""
+    known = (kind, repr(sorted(values.items())))
+    if known in _filled:
+        return _filled[known]
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(values)))
+        _filled[known] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(values)))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         name = ".".join(part for part in (where, str(key) if key else "") if part)
         raise CoopError(f"{name}: {first_line(error)}" if name else first_line(error)) from error
+    return _filled[known]
 
 
 def _shots(value: Any) -> Shots:

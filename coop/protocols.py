@@ -75,6 +75,13 @@ def summary(protocol: str, accuracies: Mapping[str, float]) -> dict[str, float]:
     return {"average": fmean(others)} if others else {}
 
 
+def reported(protocol: str, dataset: str, others: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the names under which a run's results are reported: its test sets, then what `summary` adds."""
+    if protocol == "base_to_new":
+        return ("base", "new", "harmonic_mean")
+    return (dataset, *others, *(("average",) if others else ()))
+
+
 def _target(name: str, dataset: Dataset, labels: range) -> Target:
     whole = len(labels) == len(dataset.class_names)
     test = dataset.test if whole else restricted(dataset.test, labels)

@@ -33,15 +33,11 @@ RESULT, FAILURE, CONFIG, SAMPLE = "result.json", "failure.json", "config.yaml", 
 PREDICTIONS = "predictions.safetensors"
 
 
-def identity(config: RunConfig, dataset: Dataset, targets: Mapping[str, str], sample: str | None) -> dict[str, Any]:
-    """Return what makes a run the run that it is: two equal ones give the same result.
-
-    `targets` are the other datasets that it is tested on, with their digests; `sample` is a sample file's digest.
-    """
+def planned_identity(config: RunConfig) -> dict[str, Any]:
+    """Return what makes a run the run that it is, as far as it is known without reading its data."""
     about: dict[str, Any] = {
-        "dataset": dataset.name,
-        "data": dataset.digest,
-        "dataset_template": dataset.template,
+        "dataset": str(config.dataset.get("name")),
+        "dataset_template": str(config.dataset.get("template")),
         "backbone": config.backbone.name,
         "architecture": _file_or_name(config.backbone.architecture),
         "pretrained": _file_or_name(config.backbone.pretrained or _embedded(config.backbone.architecture)),
@@ -52,6 +48,18 @@ def identity(config: RunConfig, dataset: Dataset, targets: Mapping[str, str], sa
         "seed": config.seed,
         **flat(asdict(config.options)),
     }
+    if config.protocol.targets:
+        names = (target.get("name") if isinstance(target, Mapping) else target for target in config.protocol.targets)
+        about["targets"] = tuple(str(name) for name in names)
+    return about
+
+
+def identity(config: RunConfig, dataset: Dataset, targets: Mapping[str, str], sample: str | None) -> dict[str, Any]:
+    """Return what makes a run the run that it is: two equal ones give the same result.
+
+    `targets` are the other datasets that it is tested on, with their digests; `sample` is a sample file's digest.
+    """
+    about = {"dataset": dataset.name, "data": dataset.digest} | planned_identity(config)
     if targets:
         about["targets"] = dict(targets)
     if sample:
@@ -66,10 +74,17 @@ def run_folder(results: Path, about: Mapping[str, Any], defaults: Mapping[str, A
     words += [f"{key}-{about[key]}" for key in defaults if key != "epochs" and about[key] != defaults[key]]
     if about["protocol"] != "all_classes":
         words.append(about["protocol"])
-    name = re.sub(r"[^\w.=+-]+", "_", "-".join([*words, digest]))
-    name = name if len(name) <= 120 else f"{name[:110]}-{digest}"
-    parts = (re.sub(r"[^\w.=+-]+", "_", str(about[key])) for key in ("dataset", "backbone", "method"))
-    return results.joinpath(*parts, name)
+    name = _as_name("-".join([*words, digest]))
+    return shelf(results, about) / (name if len(name) <= 120 else f"{name[:110]}-{digest}")
+
+
+def shelf(results: Path, about: Mapping[str, Any]) -> Path:
+    """Return the folder in which the folders of all runs of a dataset, backbone and method lie."""
+    return results.joinpath(*(_as_name(str(about[key])) for key in ("dataset", "backbone", "method")))
+
+
+def _as_name(text: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "_", text)
 
 
 def flat(mapping: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -94,6 +109,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what `write_json` wrote."""
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
 
 
 def write_predictions(folder: Path, predictions: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -125,7 +146,7 @@ def read_results(results: Path) -> pd.DataFrame:
         raise CoopError(f"there is no results folder {results}: name it, or run something first (coop run)")
     for path in sorted(results.rglob(RESULT)):
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = read_json(path)
             about = {k: v for k, v in result["identity"].items() if k not in ("targets", "data")}
             common = about | {"own_split": result["own_split"], "run": str(path.parent)}
             if result["fit"].get("n_ctx") is not None:

@@ -1,31 +1,23 @@
-"""`coop run`: Hydra overrides -> runs -> what is missing is done, and what fails does not stop the rest."""
+"""`coop run`: what is missing of the runs that were asked for is done, and what fails does not stop the rest."""
 
-import copy
 import time
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
 from coop.claims import Claims, Turn
-from coop.compose import register_datasets, sentence
+from coop.compose import configurations, expand, experiment_of, study_runs
 from coop.config import run_config
 from coop.errors import CoopError
 from coop.launch import Launch, of_the_launcher
 from coop.memory import keep_freed_memory
-from coop.paths import resource_folder
 from coop.progress import progress_display, track
 from coop.results import FAILURE
 from coop.runner import Run, Workshop, execute, prepare, read_result
+from coop.study import load_study
 from coop.work import POLL, Job, name_of, percent, work
 
 
@@ -36,72 +28,45 @@ def run_command(overrides: Sequence[str], multirun: bool, show: bool = False) ->
     launch = Launch.of(settings)
     if launch and not multirun:
         raise CoopError(f"{settings[0]} is for sweeps: coop run -m ...")
-    register_datasets()
-    jobs = expand(overrides) if multirun else [list(overrides)]
-    with initialize_config_dir(str(resource_folder("conf")), version_base="1.3", job_name="coop"):
-        composer = Composer()
-        configs = [composer(job) for job in track(jobs, "composing", len(jobs))]
+    study, rest = experiment_of(overrides)
+    if study and not multirun:
+        raise CoopError(f"+experiment={study} is a sweep of many runs: coop run -m +experiment={study}")
+    if study:
+        configs = [config for _, config in study_runs(load_study(study), rest)]
+    else:
+        configs = configurations(expand(overrides) if multirun else [list(overrides)])
     if show:
         print("---\n".join(OmegaConf.to_yaml(config) for config in configs), end="")
         return 0
-    workshop = Workshop()
-    typed = [run_config(config) for config in configs]
-    prepared = [prepare(config, workshop) for config in track(typed, "checking", len(typed))]
+    console, workshop = Console(soft_wrap=True, highlight=False), Workshop()
+    runs, lacking = _prepared(configs, workshop, stop=study is None)
+    for name, reasons in lacking.items():
+        remedy = "" if "coop data prepare" in reasons[0] else f" (coop data prepare {name})"
+        console.print(f"{name}: {len(reasons)} runs left out: {escape(reasons[0] + remedy)}")
     if not multirun:
-        return _single(prepared[0], workshop)
-    planned = {run.folder: Job(run.config, run.folder) for run in prepared}
-    return _sweep(list(planned.values()), workshop, launch)
+        return _single(runs[0], workshop)
+    if not runs:
+        return 1
+    code = _sweep([Job(run.config, run.folder) for run in runs], workshop, launch)
+    return 1 if lacking else code
 
 
-def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of every run of a grid, as Hydra's own sweeper makes them."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        batches = BasicSweeper.split_arguments(parsed, None)
-    except HydraException as error:
-        raise CoopError(sentence(error)) from error
-    return [list(job) for batch in batches for job in batch]
+def _prepared(configs: Sequence[DictConfig], workshop: Workshop, stop: bool) -> tuple[list[Run], dict[str, list[str]]]:
+    """Return the runs, checked, each once, and by dataset why some cannot be done: what its data lacks.
 
-
-class Composer:
-    """Hydra's composition, done once per combination of groups: the values of a grid are set on copies.
-
-    Hydra itself sets values last, after all groups are merged, so that the result is the same; it takes a tenth of a
-    second for each run, which a grid of a thousand would wait for.
+    With `stop` the first reason is raised.
     """
-
-    def __init__(self) -> None:
-        self._parser = OverridesParser.create()
-        self._bases: dict[tuple[str, ...], DictConfig] = {}
-
-    def __call__(self, overrides: Sequence[str]) -> DictConfig:
-        """Return the configuration of one run. Raises CoopError for what Hydra refuses."""
+    runs: dict[Path, Run] = {}
+    lacking: dict[str, list[str]] = {}
+    for config in track([run_config(config) for config in configs], "checking", len(configs)):
         try:
-            parsed = {text: self._parse(text) for text in overrides}
-            values = {text: override for text, override in parsed.items() if _sets_a_value(override)}
-            groups = tuple(text for text in overrides if text not in values)
-            if groups not in self._bases:
-                self._bases[groups] = compose("config", overrides=list(groups))
-            config = copy.deepcopy(self._bases[groups])
-            try:
-                for override in values.values():
-                    OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-            except OmegaConfBaseException:
-                return compose("config", overrides=list(overrides))  # says it in Hydra's words
-            return config
-        except (HydraException, OmegaConfBaseException) as error:
-            raise CoopError(sentence(error)) from error
-
-    @cache  # noqa: B019 - one composer lives as long as the command
-    def _parse(self, text: str) -> Override:
-        return self._parser.parse_override(text)
-
-
-def _sets_a_value(override: Override) -> bool:
-    """Whether an override changes a key, rather than choosing from a group or adding to the configuration."""
-    groups = ("dataset", "backbone", "method", "protocol")
-    plain = override.type == OverrideType.CHANGE and override.package is None and not override.is_sweep_override()
-    return plain and override.key_or_group not in groups and not override.key_or_group.startswith("hydra")
+            run = prepare(config, workshop)
+            runs.setdefault(run.folder, run)
+        except CoopError as error:
+            if stop:
+                raise
+            lacking.setdefault(str(config.dataset["name"]), []).append(str(error))
+    return list(runs.values()), lacking
 
 
 def _single(run: Run, workshop: Workshop) -> int:

@@ -13,7 +13,7 @@ from coop.claims import Claims, Turn
 from coop.config import RunConfig, first_line
 from coop.errors import CoopError
 from coop.progress import progress_display
-from coop.results import RESULT
+from coop.results import RESULT, planned_identity
 from coop.runner import Workshop, execute, prepare, recording_failure
 
 POLL = 1.0  # seconds between two looks at the runs of others
@@ -71,7 +71,7 @@ def _take(job: Job, claims: Claims, workshop: Workshop, out: Console, place: str
     try:
         with claims.claim(job.folder) as turn:
             if turn is Turn.MINE:
-                with recording_failure(job.folder, {}):
+                with recording_failure(job.folder, planned_identity(job.config)):
                     run = prepare(job.config, workshop)
                     if run.folder != job.folder:
                         raise CoopError(f"the data is not the same as where the sweep was started: it is {run.folder}")

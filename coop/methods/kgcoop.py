@@ -1,16 +1,15 @@
 """KgCoOp: CoOp held near the hand-written prompts (Yao et al., CVPR 2023)."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from coop.errors import CoopError
-from coop.methods.coop import CoOp, CoOpOptions
-from coop.methods.zero_shot import hand_written_features, scaled_cosine
-from coop.text.templates import expand_template
+from coop.methods.coop import CoOpOptions
+from coop.methods.guided import GuidedCoOp
+from coop.methods.zero_shot import scaled_cosine
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class KgCoOpOptions(CoOpOptions):
             raise CoopError(f"kg_weight={self.kg_weight}: give 0 or more")
 
 
-class KgCoOp(CoOp):
+class KgCoOp(GuidedCoOp):
     """CoOp with the loss CE + lambda (1 - mean_c cos(w_c, w_c^clip)), w^clip the hand-written prompts' features.
 
     For normalised features the second term is half of the paper's mean_c |w_c - w_c^clip|^2: as the released code.
@@ -37,12 +36,6 @@ class KgCoOp(CoOp):
 
     name = "kgcoop"
     Options = KgCoOpOptions
-
-    @cached_property
-    def hand_written(self) -> Float[Tensor, "c e"]:
-        """The normalised features of the hand-written prompts."""
-        templates = expand_template(self.options.template, self.classes.template, self.classes.dataset)
-        return hand_written_features(self.backbone, templates, self.classes.names)
 
     def loss(self, features: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Return the batch's cross-entropy plus the weighted distance to the hand-written prompts."""

@@ -1,7 +1,6 @@
 """ProGrad: CoOp whose steps never go against zero-shot CLIP (Zhu et al., ICCV 2023)."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from coop.errors import CoopError
-from coop.methods.coop import CoOp, CoOpOptions
-from coop.methods.zero_shot import hand_written_features, scaled_cosine
-from coop.text.templates import expand_template
+from coop.methods.coop import CoOpOptions
+from coop.methods.guided import GuidedCoOp
+from coop.methods.zero_shot import scaled_cosine
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class ProGradOptions(CoOpOptions):
             raise CoopError(f"temperature={self.temperature}: give a number above 0")
 
 
-class ProGrad(CoOp):
+class ProGrad(GuidedCoOp):
     """CoOp along G = G_d - lambda min(G_d . G_g, 0) G_g / |G_g|^2.
 
     G_d is the gradient of the cross-entropy; G_g, the general direction, that of T^2 KL(p_zs || p), with p_zs the
@@ -42,12 +41,6 @@ class ProGrad(CoOp):
 
     name = "prograd"
     Options = ProGradOptions
-
-    @cached_property
-    def hand_written(self) -> Float[Tensor, "c e"]:
-        """The normalised features of the hand-written prompts."""
-        templates = expand_template(self.options.template, self.classes.template, self.classes.dataset)
-        return hand_written_features(self.backbone, templates, self.classes.names)
 
     def loss(self, features: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Return a loss whose value is the cross-entropy and whose gradient is G."""
