@@ -51,14 +51,17 @@ def averages(
 
 
 def _common(there: Sequence[set[str]], datasets: Sequence[str]) -> set[str]:
-    """Return the datasets that all averages are over: all of them if complete, else what most cells have."""
+    """Return the datasets that all averages are over: all of them if complete, else what most cells have.
+
+    An average more counts for more than a dataset more, so that a series that is half done is there at all.
+    """
     own = {frozenset(some) for some in there if some}
     candidates = own | {a & b for a in own for b in own if a & b}
     if not candidates:
         return set()
 
     def covered(some: frozenset[str]) -> tuple[int, int]:
-        return sum(some <= other for other in there) * len(some), len(some)
+        return sum(some <= other for other in there) ** 2 * len(some), len(some)
 
     best = max(covered(some) for some in candidates)
     chosen = [some for some in candidates if covered(some) == best]

@@ -30,8 +30,10 @@ def make_grid(
     if "dataset" in keys:
         for average in averages(cells, keys, metric, whole):
             value = replace(average.value, published=beside.of_average(average, metric))
+            if all(_is_baseline(cell) for cell in average.cells):
+                value = replace(value, difference=None)
             values[_place(average.keys, rows, columns)] = value
-    headers = list(dict.fromkeys(row for row, _ in values))
+    headers = _ordered(values)
     names = [_heading(cell.keys, columns) for cell in sorted(cells, key=_by_columns(cells, columns))]
     names = list(dict.fromkeys([*names, *(column for _, column in values)]))
     _add_published_rows(values, headers, names, cells, rows, columns, beside, metric)
@@ -47,9 +49,22 @@ def make_grid(
 
 def _beside(cell: Cell, beside: Beside, metric: str) -> Value:
     value = value_of(cell, metric)
-    if any(record.get("method") == "zero_shot" and record.get("template") is None for record in cell.records):
+    if _is_baseline(cell):
         value = replace(value, difference=None)  # to itself
     return replace(value, published=beside.of(cell, metric))
+
+
+def _is_baseline(cell: Cell) -> bool:
+    return any(r.get("method") == "zero_shot" and r.get("template") is None for r in cell.records)
+
+
+def _ordered(values: Mapping[Place, Value]) -> list[tuple[str, ...]]:
+    """Return the row headers: averages first, and last the datasets (or whatever comes first) that lack everything."""
+    headers = list(dict.fromkeys(row for row, _ in values))
+    there = {row[0] for (row, _), value in values.items() if value.mean is not None}
+    averaged = [row for row in headers if AVERAGE in row]
+    rest = [row for row in headers if row not in averaged]
+    return [*averaged, *(row for row in rest if row[0] in there), *(row for row in rest if row[0] not in there)]
 
 
 def _place(keys: Mapping[str, Any], rows: Sequence[str], columns: Sequence[str]) -> Place:
