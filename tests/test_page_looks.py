@@ -117,7 +117,8 @@ def test_everything_has_a_name(page: Driver) -> None:
         ".pt",
         "figure svg[role]",
     ):
-        elements = [element for element in every(page, selector) if element.is_displayed()]
+        seen = "return [...document.querySelectorAll(arguments[0])].filter(element => element.checkVisibility())"
+        elements = page.execute_script(seen, selector)
         assert elements, selector
         for element in elements[:: max(1, len(elements) // 12)]:  # the browser takes its time for each
             assert element.accessible_name.strip(), element.get_attribute("outerHTML")[:200]
@@ -136,3 +137,13 @@ def test_focus_is_seen_and_the_skip_link_comes_first(page: Driver) -> None:
         )
         kind, width = page.execute_script(style)
         assert kind != "none" and float(width.removesuffix("px")) >= 2, selector
+
+
+def test_without_javascript_everything_can_be_read(page: Driver) -> None:
+    page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        page.refresh()
+        assert all(element.is_displayed() for element in every(page, ".choice, .panel, .sortable, noscript p"))
+        assert not any(element.is_displayed() for element in every(page, "#theme, .filter, .choose, .copy"))
+    finally:
+        page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
