@@ -1,4 +1,4 @@
-"""The command line: `coop demo | run | table | words | predict | import | data | pretrain`."""
+"""The command line: `coop demo | run | table | words | report | predict | import | data | pretrain`."""
 
 import argparse
 import os
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_table(commands)
     _add_words(commands)
+    _add_report(commands)
     _add_predict(commands)
     _add_import(commands)
     add_data_commands(commands)
@@ -130,6 +131,35 @@ def _words(args: argparse.Namespace) -> int:
 
     words = context_words(args.place, args.top, args.metric, args.whole_words, args.class_name, args.device)
     _put(render_words(words, args.format), args.output)
+    return 0
+
+
+def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(commands, "report", "a study's tables, figures and page, from the runs that are there", _report)
+    command.add_argument("name", metavar="STUDY", help="e.g. few_shot")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what it was run with; results=FOLDER")
+    command.add_argument("--output", type=Path, help="folder for the report (reports/STUDY)")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from coop.compose import results_folder, study_cells
+    from coop.report.beside import Literature
+    from coop.report.build import make_report
+    from coop.report.files import write_report
+    from coop.study import load_study, plan
+
+    study, results = load_study(args.name), results_folder(args.overrides)
+    if not results.is_dir():
+        raise CoopError(f"there is no results folder {results}: name it (results=FOLDER), or run something first")
+    frame = plan(study_cells(study, args.overrides), results)
+    report = make_report(study, frame, Literature.of(study.name), results, args.overrides)
+    if not report.done:
+        run = " ".join(["coop run -m", f"+experiment={study.name}", *args.overrides])
+        print(f"coop: nothing of this study is done in {results} yet: {run}", file=sys.stderr)
+    page, *files = write_report(report, args.output or Path("reports") / study.name)
+    print(page)
+    for folder in dict.fromkeys(path.parent for path in files):
+        print(f"{folder}: {', '.join(path.name for path in files if path.parent == folder)}")
     return 0
 
 

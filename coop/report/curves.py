@@ -1,21 +1,15 @@
-"""Accuracy against shots: a picture for each dataset, zero-shot as a star at 0 (CoOp, Figure 3), and terminal bars."""
+"""The demonstration's picture, accuracy against shots (CoOp, Figure 3), and its bars for the terminal."""
 
-import os
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import pandas as pd
 from rich.bar import Bar
 from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 
+from coop.report.content import Curves, Line, Panel, Value
+from coop.report.figures import draw_curves as draw
 from coop.report.table import AVERAGE, Table
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by colour-blind readers too
 
 
 def draw_curves(table: Table, path: Path) -> None:
@@ -23,39 +17,27 @@ def draw_curves(table: Table, path: Path) -> None:
 
     The file's ending chooses the format: .png, .svg or .pdf.
     """
-    datasets = [name for name in table.cells["dataset"].unique() if name != AVERAGE]
-    columns = min(len(datasets), 4)
-    lines = -(-len(datasets) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False, layout="constrained"
-    )
-    for axis, dataset in zip(axes.flat, datasets, strict=False):
-        _panel(axis, table, table.cells[table.cells["dataset"] == dataset], str(dataset))
-    for axis in axes.flat[len(datasets) :]:
-        axis.set_visible(False)
-    axes.flat[0].legend(frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-    os.replace(temporary, path)
+    draw(curves_of(table), [path])
 
 
-def _panel(axis: plt.Axes, table: Table, cells: pd.DataFrame, title: str) -> None:
+def curves_of(table: Table) -> Curves:
+    """Return the curves that a table with shots as columns holds."""
     kinds = [key for key in table.rows if key != "dataset"]
-    zero = cells[cells["shots"] == 0]
-    for marker, (_, cell) in zip("*PXd", zero.iterrows(), strict=False):
-        axis.plot(0, cell["mean"], marker=marker, color="black", markersize=12, linestyle="", label=_name(cell, kinds))
-    trained = cells[cells["shots"] != 0]
-    for colour, (_, line) in zip(_COLOURS * 9, trained.groupby(kinds, dropna=False, sort=False), strict=False):
-        shots = [float(value) for value in line["shots"]]
-        axis.errorbar(
-            shots, line["mean"], line["std"], color=colour, marker="o", capsize=3, label=_name(line.iloc[0], kinds)
-        )
-    ticks = sorted({float(value) for value in cells["shots"]})
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.set(title=title, xlabel="shots (training images per class)", ylabel=f"{table.value.replace('_', ' ')} (%)")
-    axis.grid(alpha=0.3)
+    panels = []
+    for dataset, cells in table.cells.groupby("dataset", sort=False):
+        if dataset != AVERAGE:
+            groups = cells.groupby(kinds, dropna=False, sort=False) if kinds else [((), cells)]
+            panels.append(Panel(str(dataset), tuple(_line(group, kinds) for _, group in groups)))
+    x, y = "shots (training images per class)", f"{table.value.replace('_', ' ')} (%)"
+    return Curves("curve", f"{table.value.replace('_', ' ').capitalize()} against shots", x, y, tuple(panels))
+
+
+def _line(cells: pd.DataFrame, kinds: list[str]) -> Line:
+    points = []
+    for cell in cells.to_dict("records"):
+        spread = cell["std"] if cell["n"] > 1 else None
+        points.append((float(cell["shots"]), Value("done", cell["mean"], spread, int(cell["n"]), int(cell["n"]))))
+    return Line(_name(cells.iloc[0], kinds), tuple(points), star=all(shots == 0 for shots, _ in points))
 
 
 def _name(cell: pd.Series, kinds: list[str]) -> str:

@@ -22,7 +22,7 @@ def render(table: Table, form: str, width: int | None = None) -> str:
         flat = grid.set_axis([str(column) for column in grid.columns], axis=1)
         return flat.to_markdown(index=False) + "\n\n" + "\n".join(_caption(table)) + "\n"
     if form == "latex":
-        latex = grid.map(_latex).set_axis([_latex(str(column)) for column in grid.columns], axis=1)
+        latex = grid.map(latex_text).set_axis([latex_text(str(column)) for column in grid.columns], axis=1)
         styled = latex.style.hide(axis="index").to_latex(hrules=True, column_format="l" * len(grid.columns))
         return styled + "".join(f"% {line}\n" for line in _caption(table))
     return _text(table, grid, width)
@@ -87,7 +87,8 @@ def _word(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _latex(text: Any) -> str:
+def latex_text(text: Any) -> str:
+    """Return a cell's text with LaTeX's special characters escaped."""
     out = str(text)
     for plain, escaped in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
         out = out.replace(plain, escaped)

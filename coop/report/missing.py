@@ -1,0 +1,84 @@
+"""What a study still lacks, and the command that does it."""
+
+from collections.abc import Iterable, Sequence
+
+from coop.report.cells import Record, said
+from coop.report.content import Missing
+
+_NARROWING = ("method", "shots", "seed")  # a command for these alone redoes nothing: what is done is skipped
+NAMED = 3  # series that a line names before it counts them
+
+
+def unique_runs(records: Iterable[Record]) -> list[Record]:
+    """Return one record for each planned run: not for each of its test sets, nor for each series that shares it."""
+    return list({tuple(map(str, record["overrides"])): record for record in records}.values())
+
+
+def missing_runs(records: Sequence[Record], study: str, overrides: Sequence[str]) -> list[Missing]:
+    """Return what is missing, datasets that lack the same things together; `overrides` are those of the report."""
+    runs = unique_runs(records)
+    lacking: dict[tuple[str, ...], list[Record]] = {}
+    for (_, backbone), some in _by(runs, ("dataset", "backbone")).items():
+        gone = [record for record in some if record["state"] != "done"]
+        if gone:
+            pattern = sorted(f"{r['label']} {said(r['shots'])} {said(r['seed'])} {r['state']}" for r in gone)
+            lacking.setdefault((backbone, *pattern), []).extend(gone)
+    asked = any(override.startswith("backbone=") for override in overrides)
+    single = not asked and len({said(record["backbone"]) for record in runs}) == 1  # the study's own: not repeated
+    out = []
+    for gone in lacking.values():
+        datasets = list(dict.fromkeys(said(record["dataset"]) for record in gone))
+        places = [(dataset, said(gone[0]["backbone"])) for dataset in datasets]
+        planned = [record for record in runs if (said(record["dataset"]), said(record["backbone"])) in places]
+        failed = [record for record in gone if record["state"] == "failed"]
+        out.append(
+            Missing(
+                what=f"{', '.join(datasets)}: {_what(gone, planned)}",
+                count=len(gone),
+                failed=len(failed),
+                error=str(failed[0].get("error") or "") if failed else "",
+                command=_command(study, overrides, gone, planned, datasets, single),
+            )
+        )
+    return out
+
+
+def _by(records: Iterable[Record], keys: Sequence[str]) -> dict[tuple[str, ...], list[Record]]:
+    out: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        out.setdefault(tuple(said(record[key]) for key in keys), []).append(record)
+    return out
+
+
+def _what(gone: Sequence[Record], planned: Sequence[Record]) -> str:
+    if len(gone) == len(planned):
+        return "everything"
+    labels = list(dict.fromkeys(str(record["label"]) for record in gone))
+    return "; ".join(labels) if len(labels) <= NAMED else f"{len(labels)} series"
+
+
+def _command(
+    study: str,
+    overrides: Sequence[str],
+    gone: Sequence[Record],
+    planned: Sequence[Record],
+    datasets: Sequence[str],
+    single: bool,
+) -> str:
+    """Return the narrowest command that surely does these runs."""
+    narrowed = {"dataset": ",".join(datasets), "backbone": said(gone[0]["backbone"])}
+    for key in _NARROWING:
+        wanted, all_of = (list(dict.fromkeys(said(r[key]) for r in some)) for some in (gone, planned))
+        if key != "method":  # what is not trained has none, whatever is asked for
+            wanted, all_of = ([value for value in values if value != "0"] for values in (wanted, all_of))
+        if wanted and len(wanted) < len(all_of):
+            narrowed[key] = ",".join(sorted(wanted, key=_size))
+    kept = [override for override in overrides if override.split("=", 1)[0] not in narrowed]
+    if single:
+        del narrowed["backbone"]
+    words = [f"{key}={value}" for key, value in narrowed.items()]
+    return " ".join(["coop run -m", f"+experiment={study}", *words, *kept])
+
+
+def _size(text: str) -> tuple[float, str]:
+    return (float(text), "") if text.replace(".", "", 1).isdigit() else (float("inf"), text)
