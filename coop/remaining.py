@@ -34,7 +34,7 @@ def remaining(runs: Iterable[tuple[Cell, str, float | None]]) -> Remaining:
             near.setdefault(_kind(cell.about, *SAMPLE), []).append((_work(cell.about), seconds))
     times = [_estimate(cell, same, near) for cell, state, _ in runs if state != "done"]
     known = [seconds for seconds in times if seconds is not None]
-    return Remaining(sum(known), len(known), len(times) - len(known))
+    return Remaining(float(sum(known)), len(known), len(times) - len(known))
 
 
 def _estimate(

@@ -5,14 +5,13 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from coop.compose import experiment_of, results_folder, study_jobs, study_runs
-from coop.config import run_config
+from coop.config import RunConfig, run_config
 from coop.errors import CoopError
 from coop.progress import track
 from coop.remaining import Remaining, remaining
@@ -21,7 +20,7 @@ from coop.study import Cell, Study, load_study, plan, study_names
 
 STATES = ("done", "missing", "failed")
 SHOWN = 20  # failures that are written out
-Run = tuple[Cell, str, float | None, str, str]  # state, seconds, error, folder
+Run = tuple[Cell, str, float | None, str | None, str | None]  # state, seconds, error, folder
 
 
 def study_command(name: str | None, overrides: Sequence[str], status: bool) -> int:
@@ -38,7 +37,7 @@ def study_command(name: str | None, overrides: Sequence[str], status: bool) -> i
         raise CoopError(f"+experiment={named}: the study is named already, {name}")
     planned = study_runs(study, overrides)
     if status:
-        _status(study, overrides, planned, console)
+        _status(study, overrides, [(cell, run_config(config)) for cell, config in planned], console)
     else:
         _describe(study, overrides, [cell for cell, _ in planned], console)
     return 0
@@ -52,7 +51,11 @@ def _console() -> Console:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in ("runs", *STATES) else "left", no_wrap=column != "title")
+        table.add_column(
+            column,
+            justify="right" if column in ("runs", *STATES) else "left",
+            no_wrap=column not in ("title", "reproduces"),
+        )
     return table
 
 
@@ -66,7 +69,8 @@ def _list(console: Console) -> None:
 
 
 def _describe(study: Study, overrides: Sequence[str], cells: Sequence[Cell], console: Console) -> None:
-    console.print(f"[bold]{escape(study.title)}[/bold]\nafter {escape(study.reproduces)}\n\n{escape(study.about)}")
+    console.print(f"[bold]{escape(study.title)}[/bold]\nafter {escape(study.reproduces)}\n")
+    console.print(escape(study.about), soft_wrap=False)
     table = _table("series", "runs")
     for label, count in Counter(cell.label for cell in cells).items():
         table.add_row(escape(label), str(count))
@@ -77,7 +81,7 @@ def _describe(study: Study, overrides: Sequence[str], cells: Sequence[Cell], con
 
 
 def _status(
-    study: Study, overrides: Sequence[str], planned: Sequence[tuple[Cell, DictConfig]], console: Console
+    study: Study, overrides: Sequence[str], planned: Sequence[tuple[Cell, RunConfig]], console: Console
 ) -> None:
     results = results_folder(overrides)
     cells = [cell for cell, _ in planned]
@@ -94,9 +98,10 @@ def _status(
             console.print(f"  and {len(folders) - SHOWN} more")
     todo = {_identity(cell) for cell, state, *_ in runs if state != "done"}
     for name, (count, reason) in absent_data(pair for pair in planned if _identity(pair[0]) in todo).items():
-        console.print(f"no data for {count} runs on {escape(name)}: {escape(reason)}")
+        console.print(f"no data for {_runs(count)} on {escape(name)}: {escape(reason)}")
     states = Counter(state for _, state, *_ in different)
-    console.print(f"{', '.join(f'{states[state]} {state}' for state in STATES)}, of {len(different)} runs in {results}")
+    counts = ", ".join(f"{states[state]} {state}" for state in STATES)
+    console.print(f"{counts}, of {_runs(len(different))} in {escape(str(results))}")
     console.print(told(remaining((cell, state, seconds) for cell, state, seconds, *_ in different)))
     if todo:
         console.print(f"the rest: {escape(_command(study, overrides))}")
@@ -119,21 +124,22 @@ def _failures(runs: Iterable[Run]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for _, state, _, error, folder in runs:
         if state == "failed":
-            found.setdefault(error.split("\n", 1)[0], []).append(folder)
+            found.setdefault(str(error).split("\n", 1)[0], []).append(str(folder))
     return found
 
 
-def absent_data(planned: Iterable[tuple[Cell, DictConfig]]) -> dict[str, tuple[int, str]]:
+def absent_data(planned: Iterable[tuple[Cell, RunConfig]]) -> dict[str, tuple[int, str]]:
     """Return, by dataset, how many of these runs cannot be done for want of test images, and what is lacking."""
-    groups: dict[str, list[DictConfig]] = {}
+    groups: dict[str, list[RunConfig]] = {}
     for cell, config in planned:
         key = json.dumps([cell.about["dataset"], cell.about.get("targets")])
         groups.setdefault(key, []).append(config)
     workshop, found = Workshop(), dict[str, tuple[int, str]]()
     for configs in track(list(groups.values()), "looking for data", len(groups)):
-        config = run_config(configs[0])
+        config = configs[0]
         try:
-            workshop.check(config)
+            for target in workshop.targets(config):
+                workshop.check_test_images(target)
         except CoopError as error:
             found[str(config.dataset["name"])] = (len(configs), str(error))
     return found
@@ -143,10 +149,10 @@ def told(left: Remaining) -> str:
     """Return the time left in words."""
     if not left.estimated and not left.unknown:
         return "nothing is left to do"
-    unknown = f"{left.unknown} runs have no finished run of their kind to estimate from"
+    unknown = f"no estimate for {_runs(left.unknown)}, of whose kind none is finished"
     if not left.estimated:
-        return f"time left: not known, {unknown}"
-    words = f"time left: about {duration(left.seconds)} for {left.estimated} runs, one after the other"
+        return f"time left: {unknown}"
+    words = f"time left: about {duration(left.seconds)} for {_runs(left.estimated)}, one after the other"
     return f"{words}; {unknown}" if left.unknown else words
 
 
@@ -160,6 +166,10 @@ def duration(seconds: float) -> str:
         if seconds >= 1.5 * length or (unit == "hours" and seconds >= length):
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} seconds"
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
 
 
 def _identity(cell: Cell) -> str:
