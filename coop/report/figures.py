@@ -188,6 +188,8 @@ def _legend(figure: Figure, axes: Iterable[Axes], names: Sequence[str], columns:
 
 
 def _save(figure: Figure, paths: Iterable[Path]) -> None:
+    figure.draw_without_rendering()  # lays the panels out, once for all formats
+    figure.set_layout_engine("none")
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
