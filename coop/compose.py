@@ -43,7 +43,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     try:
         return list(OverridesParser.create().parse_overrides(list(overrides)))
     except HydraException as error:
-        raise CoopError(_sentence(error)) from error
+        raise CoopError(sentence(error)) from error
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -52,7 +52,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     try:
         return [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
     except HydraException as error:
-        raise CoopError(_sentence(error)) from error
+        raise CoopError(sentence(error)) from error
 
 
 class Composer:
@@ -80,7 +80,7 @@ class Composer:
                 return compose("config", overrides=list(overrides))  # says it in Hydra's words
             return config
         except (HydraException, OmegaConfBaseException) as error:
-            raise CoopError(_sentence(error)) from error
+            raise CoopError(sentence(error)) from error
 
     def _base(self, groups: tuple[str, ...]) -> DictConfig:
         """Return the configuration for the choices of groups alone."""
@@ -210,7 +210,7 @@ def _sets_a_value(override: Override) -> bool:
     return plain and override.key_or_group not in groups and not override.key_or_group.startswith("hydra")
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
     """Return what Hydra means in one line: its message, or that of the cause where it has none."""
     while not str(error).strip() and error.__cause__:
         error = error.__cause__

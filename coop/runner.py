@@ -6,7 +6,8 @@ import json
 import platform
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,18 +149,25 @@ def prepare(config: RunConfig, workshop: Workshop) -> Run:
 
 def execute(run: Run, workshop: Workshop) -> dict[str, Any]:
     """Do a run and return its result; on failure leave `failure.json` in its folder and raise."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / FAILURE).unlink(missing_ok=True)
-    try:
+    with recording_failure(run.folder, run.about):
         write_text(run.folder / CONFIG, OmegaConf.to_yaml(_plain(run.config)))
         result = _execute(run, workshop)
-    except BaseException as error:
-        trace = None if isinstance(error, CoopError) else traceback.format_exc()
-        about = {"error": str(error) or type(error).__name__, "traceback": trace, "identity": run.about}
-        write_json(run.folder / FAILURE, about)
-        raise
-    write_json(run.folder / RESULT, result)
+        write_json(run.folder / RESULT, result)
     return result
+
+
+@contextmanager
+def recording_failure(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
+    """Leave `failure.json` in a run's folder if what is done inside fails; an interruption is no failure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILURE).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        trace = None if isinstance(error, CoopError) else traceback.format_exc()
+        told = {"error": str(error) or type(error).__name__, "traceback": trace, "identity": about}
+        write_json(folder / FAILURE, told)
+        raise
 
 
 def _execute(run: Run, workshop: Workshop) -> dict[str, Any]:

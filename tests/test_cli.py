@@ -5,58 +5,23 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import open_clip
 import pytest
-import torch
-from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 
 from coop.cli import main
 from coop.predict import Classifier
-
-CONFIG = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 16},
-    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 2},
-}
-COLOURS = {"red cup": (200, 30, 30), "green_leaf": (30, 200, 30), "blue car": (30, 30, 200)}
+from tests.small_place import COLOURS, make_place, words_for
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model's config and weights, and class folders of images."""
-    folder = tmp_path_factory.mktemp("place")
-    (folder / "tiny.json").write_text(json.dumps(CONFIG))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        torch.save(open_clip.CLIP(**CONFIG).state_dict(), folder / "tiny.pt")
-    random = np.random.default_rng(0)
-    for part, count in (("train", 4), ("val", 2), ("test", 5)):
-        for name, colour in COLOURS.items():
-            (folder / "images" / part / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(np.array(colour) + random.integers(-30, 30, (20, 24, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / "images" / part / name / f"{i}.png")
-    return folder
+    return make_place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture
 def arguments(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("COOP_CACHE", str(place / "cache"))
-    return [
-        "dataset=folder",
-        f"dataset.root={place / 'images'}",
-        "dataset.name=colours",
-        "backbone=custom",
-        "backbone.name=tiny",
-        f"backbone.architecture={place / 'tiny.json'}",
-        f"backbone.pretrained={place / 'tiny.pt'}",
-        "epochs=3",
-        "augment.views=2",
-        "workers=0",
-        f"results={tmp_path / 'results'}",
-    ]
+    return words_for(place, tmp_path / "results")
 
 
 def results_of(folder: Path) -> list[Path]:

@@ -29,13 +29,14 @@ SERIES = {  # the labels that claim to be a series of the study, and the referen
     "context_length": {"CoOp, M=4, end": {"CoOp M=4"}, "CoOp, M=16, end": M16},
     "cross_dataset": {"CoOp": {"CoOp"}, "CoCoOp": {"CoCoOp"}},
     "ensembling": {
-        "one template": ZERO_SHOT, "7 templates": SEVEN, "80 templates": {"open_clip"}, "CoOp, M=16, end": M16,
+        "zero-shot": ZERO_SHOT, "zero-shot, 7 templates": SEVEN, "zero-shot, 80 templates": {"open_clip"},
+        "CoOp, M=16, end": M16,
     },
     "few_shot": {"zero-shot": ZERO_SHOT, "linear probe": PROBE, "CoOp, M=16, end": M16},
     "initialisation": {
         "a photo of a, trained": {'"a photo of a" (manual)'}, "random, trained": {"[V]1..[V]4 random N(0,0.02)"},
     },
-    "prompt_or_not": {"template": ZERO_SHOT, "7 templates": SEVEN},
+    "prompt_or_not": {"zero-shot": ZERO_SHOT, "zero-shot, 7 templates": SEVEN},
     "robustness": {
         "zero-shot": ZERO_SHOT, "linear probe": PROBE, "CoOp, M=16, end": M16, "CoOp, M=4, end": {"CoOp M=4"},
     },
@@ -54,6 +55,8 @@ OTHERS = {  # labels of other systems that are not the reference's own name of t
     "a photo of a {}. over the class name alone": {"Sec 3.1.4"},
     "80 templates over a photo of a {}.": {"Sec 3.1.4"},
     "CoOp (quoted by Tip-Adapter)": {"CoOp"},
+    "CLIP-Adapter, 7 templates": {"CLIP-Adapter"},
+    **{f"{name} (CLIP-LoRA's table)": {name} for name in ("CLIP-Adapter", "Tip-Adapter-F")},
     **{f"{name} (APE's values)": {name} for name in ("CoOp", "CLIP-Adapter", "Tip-Adapter", "Tip-Adapter-F")},
 }
 
