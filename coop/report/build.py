@@ -12,7 +12,7 @@ import coop
 from coop.errors import CoopError, unknown
 from coop.progress import track
 from coop.report.beside import Beside, Literature
-from coop.report.cells import Record, records_of, said
+from coop.report.cells import Record, most, records_of, said, where
 from coop.report.content import Bars, Curves, Detail, Grid, Report, Reproduction, Words
 from coop.report.detail import Details
 from coop.report.grids import make_grid
@@ -97,6 +97,7 @@ class _Builder:
             self.notes.append(f"{kind}: the series {', '.join(map(repr, gone))} is not among those asked for")
             return []
         records = self.records(str(show.get("value", "accuracy")))
+        show = self._asked(show, records)
         id = self._id(kind, show)
         try:
             if kind == "curves":
@@ -112,6 +113,17 @@ class _Builder:
         made, notes = (self._prompts if kind == "words" else self._details)(records, show)
         self.notes += notes
         return list(made)
+
+    def _asked(self, show: Mapping[str, Any], records: Sequence[Record]) -> Mapping[str, Any]:
+        """Return `show` with the most shots, or the first seed, in place of ones that nobody asked for."""
+        conditions = dict(show.get("where", {}))
+        trained = [r for r in records if r["label"] == show.get("label", r["label"]) and r["shots"] != 0]
+        for key, choose in (("shots", most), ("seed", min)):
+            planned = [r[key] for r in trained]
+            if planned and key in conditions and not where(trained, {key: conditions[key]}):
+                wanted, conditions[key] = said(conditions[key]), choose(planned)
+                self.notes.append(f"{show['kind']}: {key}={conditions[key]}, since {key}={wanted} was not asked for")
+        return {**show, "where": conditions} if "where" in show else show
 
     def _id(self, kind: str, show: Mapping[str, Any]) -> str:
         base = re.sub(r"\W+", "-", str(show.get("title") or kind).lower()).strip("-")
