@@ -35,7 +35,7 @@ def draw_curves(curves: Curves, paths: Iterable[Path]) -> None:
     Each path's ending chooses its format: .svg, .pdf or .png.
     """
     with plt.rc_context(STYLE):
-        columns = min(ACROSS, len(curves.panels))
+        columns = _across(len(curves.panels))
         rows = -(-len(curves.panels) // columns)
         size = (3.1 * columns + 0.4, 2.5 * rows + 1.1) if columns > 1 else (5.6, 4.6)
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", sharex=True)
@@ -94,7 +94,7 @@ def _bar(axis: Axes, place: int, value: Value) -> None:
 def draw_reliability(details: Sequence[Detail], paths: Iterable[Path]) -> None:
     """Draw how often predictions are right against how sure they are, a panel for each dataset."""
     with plt.rc_context(STYLE):
-        columns = min(ACROSS, len(details))
+        columns = _across(len(details))
         rows = -(-len(details) // columns)
         size = (3.0 * columns, 3.0 * rows + 0.6)
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
@@ -112,6 +112,11 @@ def draw_reliability(details: Sequence[Detail], paths: Iterable[Path]) -> None:
         names = list(dict.fromkeys(name for detail in details for name, _, _ in detail.reliability))
         _legend(figure, axes.flat, names, 2 if columns > 1 else 1)
         _save(figure, paths)
+
+
+def _across(panels: int) -> int:
+    """Return how many panels stand side by side: three or four, whichever leaves fewer places empty."""
+    return panels if panels <= ACROSS else min((ACROSS, ACROSS - 1), key=lambda columns: -panels % columns)
 
 
 def _styles(curves: Curves) -> dict[str, tuple[str, str]]:

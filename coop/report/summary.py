@@ -119,8 +119,8 @@ def _extremes(records: Sequence[Record], main: str | None) -> str | None:
         return None
     (high, first), (low, last) = found[0], found[-1]
     return (
-        f"At {with_key('shots', shots)}, {main} changes accuracy most on {said(first.the('dataset'))} ({high:+.1f} "
-        f"points) and least on {said(last.the('dataset'))} ({low:+.1f})."
+        f"At {with_key('shots', shots)}, {main} gains most on {said(first.the('dataset'))} ({high:+.1f} points) "
+        f"and least on {said(last.the('dataset'))} ({low:+.1f})."
     )
 
 
