@@ -46,7 +46,7 @@ def make_grid(
         keys=tuple(rows),
         columns=tuple(names),
         rows=tuple((row, tuple(values.get((row, name)) for name in names)) for row in headers),
-        notes=tuple([*_notes(cells, metric), *over]),
+        notes=(*_notes(cells, metric), *over),
     )
 
 
