@@ -12,7 +12,7 @@ import coop
 from coop.errors import CoopError, unknown
 from coop.progress import track
 from coop.report.beside import Beside, Literature
-from coop.report.cells import Record, most, records_of, said, where
+from coop.report.cells import Record, is_baseline, most, records_of, said, where
 from coop.report.content import Bars, Curves, Detail, Grid, Report, Reproduction, Words
 from coop.report.detail import Details
 from coop.report.grids import make_grid
@@ -159,10 +159,10 @@ def _own_datasets(study: Study) -> list[str]:
 def _main(study: Study, records: Sequence[Record]) -> str | None:
     """Return the series that the study is about: that of its bars or details, else the first of CoOp."""
     labels = list(dict.fromkeys(str(r["label"]) for r in records))
-    named = [str(show["label"]) for show in study.show if show.get("label") in labels]
+    named = [str(show[key]) for show in study.show for key in ("label", "baseline") if show.get(key) in labels]
     learned = [str(r["label"]) for r in records if r["method"] == "coop"]
-    trained = [str(r["label"]) for r in records if r["shots"] != 0]
-    return next(iter([*named, *learned, *trained]), None)
+    others = {str(r["label"]) for r in records if not is_baseline(r)}
+    return next((label for label in [*named, *learned, *labels] if label in others), None)
 
 
 def _reproduction(row: Mapping[Any, Any]) -> Reproduction:

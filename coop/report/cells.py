@@ -150,6 +150,11 @@ def said(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
+def is_baseline(record: Record) -> bool:
+    """Whether it is zero-shot with the dataset's template, which differences are to."""
+    return record.get("method") == "zero_shot" and record.get("template") is None
+
+
 def most(shots: Iterable[Any]) -> Any:
     """Return the most shots; `all` is more than any number."""
     return max(shots, key=lambda count: float("inf") if count == "all" else float(count))

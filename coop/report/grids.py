@@ -6,7 +6,18 @@ from typing import Any
 
 from coop.report.averages import averages
 from coop.report.beside import Beside
-from coop.report.cells import Cell, Record, cells_of, dividing, metric_name, said, value_of, where, with_key
+from coop.report.cells import (
+    Cell,
+    Record,
+    cells_of,
+    dividing,
+    is_baseline,
+    metric_name,
+    said,
+    value_of,
+    where,
+    with_key,
+)
 from coop.report.content import Grid, Value
 from coop.report.table import AVERAGE
 
@@ -31,7 +42,7 @@ def make_grid(
     if "dataset" in keys:
         for average in averages(cells, keys, metric, whole):
             value = replace(average.value, published=beside.of_average(average, metric))
-            if all(_is_baseline(cell) for cell in average.cells):
+            if all(all(map(is_baseline, cell.records)) for cell in average.cells):
                 value = replace(value, difference=None)
             values[_place(average.keys, rows, columns)] = value
             told = [part for part in value.note.split("; ") if part.startswith("over ")]
@@ -52,13 +63,9 @@ def make_grid(
 
 def _beside(cell: Cell, beside: Beside, metric: str) -> Value:
     value = value_of(cell, metric)
-    if _is_baseline(cell):
+    if all(map(is_baseline, cell.records)):
         value = replace(value, difference=None)  # to itself
     return replace(value, published=beside.of(cell, metric))
-
-
-def _is_baseline(cell: Cell) -> bool:
-    return any(r.get("method") == "zero_shot" and r.get("template") is None for r in cell.records)
 
 
 def _ordered(values: Mapping[Place, Value]) -> list[tuple[str, ...]]:

@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from coop.report.averages import averages
-from coop.report.cells import Cell, Record, cells_of, dividing, most, said, value_of, with_key
+from coop.report.cells import Cell, Record, cells_of, dividing, is_baseline, most, said, value_of, with_key
 from coop.report.content import Value
 from coop.report.missing import unique_runs
 
@@ -93,7 +93,7 @@ def _most_shots(records: Iterable[Record]) -> Any:
 
 def _differences(records: Sequence[Record], main: str | None) -> list[tuple[float, Cell]]:
     """Return the main series' differences to zero-shot, the largest first."""
-    cells = _cells([r for r in records if r["label"] == main])
+    cells = _cells([r for r in records if r["label"] == main and not is_baseline(r)])
     values = [(value_of(cell).difference, cell) for cell in cells]
     return sorted(((d, cell) for d, cell in values if d is not None), key=lambda pair: -pair[0])
 
@@ -129,7 +129,7 @@ def _calibration(records: Sequence[Record], main: str | None) -> str | None:
     own = [r for r in records if r["label"] == main and r["state"] == "done"]
     shots = _most_shots(own)
     mine = _ece([r for r in own if r["shots"] == shots])
-    zero = _ece([r for r in records if r["method"] == "zero_shot" and r.get("template") is None])
+    zero = _ece([r for r in records if is_baseline(r)])
     both = [dataset for dataset in mine if dataset in zero]
     if not both or not shots:
         return None
