@@ -1,4 +1,4 @@
-"""The command line: `coop demo | run | table | words | report | predict | import | data | pretrain`."""
+"""The command line: `coop demo | run | study | table | words | report | predict | import | data | pretrain`."""
 
 import argparse
 import os
@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_run(commands)
+    _add_study(commands)
     _add_table(commands)
     _add_words(commands)
     _add_report(commands)
@@ -89,6 +90,19 @@ def _run(args: argparse.Namespace) -> int:
     from coop.sweep import run_command
 
     return run_command(args.overrides, args.multirun, args.cfg)
+
+
+def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(commands, "study", "the studies: which there are, what one is, how far it has come", _study)
+    command.add_argument("name", nargs="?", metavar="STUDY", help="e.g. few_shot (default: list them all)")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what it is run with; results=FOLDER")
+    command.add_argument("--status", action="store_true", help="what is done, missing and failed, and the time left")
+
+
+def _study(args: argparse.Namespace) -> int:
+    from coop.status import study_command
+
+    return study_command(args.name, args.overrides, args.status)
 
 
 def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -28,8 +28,8 @@ def averages(
     """Return the means over datasets of the cells that agree in all `keys` but the dataset; `whole` is the study's.
 
     Where some datasets are missing, all averages are over the same ones: those on which most of the cells are there.
-    None for what is planned on some of the datasets only, and for a single dataset. Of harmonic means, it is the harmonic mean of the averaged base and new accuracies, as
-    in CoCoOp's Table 3.
+    There is none of what is planned on some of the datasets only, nor over a single dataset. Of harmonic means, it is
+    the harmonic mean of the averaged base and new accuracies, as in CoCoOp's Table 3.
     """
     datasets = list(dict.fromkeys(str(cell.keys["dataset"]) for cell in cells))
     others = [key for key in keys if key != "dataset"]

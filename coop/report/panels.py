@@ -131,8 +131,8 @@ def make_bars(records: Sequence[Record], show: Mapping[str, Any], beside: Beside
         name = ", ".join([said(cell.keys[over]), *(with_key(key, cell.keys[key]) for key in more)])
         bars.append((name, _gain(cell, baseline, metric, str(show["baseline"]))))
         if baseline is not None:
-            pairs = zip(beside.of(cell, metric)[:1], beside.of(baseline, metric)[:1], strict=False)
-            theirs += [(name, _published_gain(a, b)) for a, b in pairs]
+            both = zip(beside.of(cell, metric)[:1], beside.of(baseline, metric)[:1], strict=False)
+            theirs += [(name, _published_gain(a, b)) for a, b in both]
     bars.sort(key=lambda bar: (bar[1].mean is None, -(bar[1].mean or 0)))
     at = "".join(f", {with_key(key, value)}" for key, value in conditions.items())
     title = f"{show['label']} minus {show['baseline']}: {metric_name(metric)}{at}"
