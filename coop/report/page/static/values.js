@@ -83,7 +83,7 @@ dialog.addEventListener('click', event => { if (event.target === dialog) dialog.
 function cellTitle(button) {
   if (button.dataset.what) return button.dataset.what;
   const cell = button.closest('td');
-  const head = cell.closest('table').tHead.rows[0].cells[cell.cellIndex].textContent.trim();
+  const head = cell.closest('table').tHead.rows[0].cells[cell.cellIndex].querySelector('button').textContent;
   return [...cell.parentElement.querySelectorAll('th')].map(th => th.textContent).concat(head).join(' · ');
 }
 document.addEventListener('click', event => {
