@@ -1,4 +1,4 @@
-"""The command line: `coop demo | run | table | words | report | predict | import | data | pretrain`."""
+"""The command line: `coop demo | run | study | table | words | report | predict | import | data | pretrain`."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ Handler = Callable[[argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, 1 where runs failed, 2 for a user's mistake."""
-    args = _parser().parse_args(arguments)
+    args = _parsed(_parser(), arguments)
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
@@ -33,6 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; KEY=VALUE may also stand after options, where argparse takes no more of them."""
+    args, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
 def _parser() -> argparse.ArgumentParser:
     from coop.data.commands import add_data_commands
     from coop.pretrain.arguments import add_pretrain_command
@@ -42,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_run(commands)
+    _add_study(commands)
     _add_table(commands)
     _add_words(commands)
     _add_report(commands)
@@ -89,6 +100,19 @@ def _run(args: argparse.Namespace) -> int:
     from coop.sweep import run_command
 
     return run_command(args.overrides, args.multirun, args.cfg)
+
+
+def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(commands, "study", "the studies: which there are, what one is, how far it has come", _study)
+    command.add_argument("name", nargs="?", metavar="STUDY", help="e.g. few_shot (default: list them all)")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what it is run with; results=FOLDER")
+    command.add_argument("--status", action="store_true", help="what is done, missing and failed, and the time left")
+
+
+def _study(args: argparse.Namespace) -> int:
+    from coop.status import study_command
+
+    return study_command(args.name, args.overrides, args.status)
 
 
 def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -7,7 +7,7 @@ from coop.errors import CoopError
 
 
 def resource_folder(name: str) -> Path:
-    """Return the folder `name` (conf, datasets) that came with this toolkit.
+    """Return the folder `name` (conf, datasets, experiments/studies) that came with this toolkit.
 
     An installed wheel has it inside the package; a checkout has it beside the package, which the project file tells
     apart from a library called `datasets` that happens to be installed there.

@@ -95,6 +95,14 @@ class Workshop:
             self._datasets[key] = read_described(load_description(called, **changed), data_root)
         return self._datasets[key]
 
+    def targets(self, config: RunConfig) -> list[Target]:
+        """Return a run's test sets. Raises CoopError for what the data lacks."""
+        dataset, protocol = self.dataset(config.dataset, config.data_root), config.protocol
+        others = [self.target(name, config.data_root) for name in protocol.targets]
+        if protocol.name in ("cross_dataset", "domain_generalisation") and not others:
+            raise CoopError(f"protocol={protocol.name} needs protocol.targets=[...]: the datasets to test on")
+        return targets_of(protocol.name, dataset, others)
+
     def check_test_images(self, target: Target) -> None:
         """Look, once, whether a test set's images are there."""
         key = (target.dataset.root, target.name + target.dataset.digest)
@@ -126,11 +134,7 @@ def prepare(config: RunConfig, workshop: Workshop) -> Run:
     Raises CoopError for what the data does not allow.
     """
     dataset = workshop.dataset(config.dataset, config.data_root)
-    protocol = config.protocol
-    others = [workshop.target(name, config.data_root) for name in protocol.targets]
-    if protocol.name in ("cross_dataset", "domain_generalisation") and not others:
-        raise CoopError(f"protocol={protocol.name} needs protocol.targets=[...]: the datasets to test on")
-    targets = targets_of(protocol.name, dataset, others)
+    targets = workshop.targets(config)
     train, val = Split((), ()), Split((), ())
     if METHODS[config.method].trains:
         if config.sample_file:
@@ -141,6 +145,7 @@ def prepare(config: RunConfig, workshop: Workshop) -> Run:
     for target in targets:
         workshop.check_test_images(target)
     sample = _sample_digest(train, val) if config.sample_file else None
+    others = [target.dataset for target in targets if target.dataset is not dataset]
     about = identity(config, dataset, {other.name: other.digest for other in others}, sample)
     defaults = flat(dataclasses.asdict(METHODS[config.method].Options()))
     folder = run_folder(config.results, about, defaults)

@@ -130,6 +130,20 @@ def test_saves_loads_and_does_not_move(tiny_backbone: Backbone) -> None:
         method.for_classes(Classes(("river",)))
 
 
+def test_some_of_its_classes_are_scikit_learns_columns(tiny_backbone: Backbone) -> None:
+    """As ImageNet-A has 200 of ImageNet's classes; two of ImageNet's share a name."""
+    data = sample(tiny_backbone, shots=4, spread=3.0)
+    names = ("missile", "sea", "missile", "abbey", "sun")
+    method = LinearProbe(tiny_backbone, Classes(names), LinearProbeOptions(C=1.0))
+    method.fit(data, data)
+    some = method.for_classes(Classes(("sun", "missile", "sea")))
+    x = sample(tiny_backbone, shots=7, seed=5).test_view
+    theirs = LogisticRegression(C=1.0, max_iter=1000).fit(data.test_view.numpy(), data.labels.numpy())
+    scores = theirs.decision_function(x.numpy())
+    expected = np.stack([scores[:, 4], np.maximum(scores[:, 0], scores[:, 2]), scores[:, 1]], axis=1)
+    np.testing.assert_allclose(some.logits(x).numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_refusals(tiny_backbone: Backbone) -> None:
     with pytest.raises(CoopError, match="C=0"):
         LinearProbeOptions(C=0.0)

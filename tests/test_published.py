@@ -29,14 +29,13 @@ SERIES = {  # the labels that claim to be a series of the study, and the referen
     "context_length": {"CoOp, M=4, end": {"CoOp M=4"}, "CoOp, M=16, end": M16},
     "cross_dataset": {"CoOp": {"CoOp"}, "CoCoOp": {"CoCoOp"}},
     "ensembling": {
-        "zero-shot": ZERO_SHOT, "zero-shot, 7 templates": SEVEN, "zero-shot, 80 templates": {"open_clip"},
-        "CoOp, M=16, end": M16,
+        "one template": ZERO_SHOT, "7 templates": SEVEN, "80 templates": {"open_clip"}, "CoOp, M=16, end": M16,
     },
     "few_shot": {"zero-shot": ZERO_SHOT, "linear probe": PROBE, "CoOp, M=16, end": M16},
     "initialisation": {
         "a photo of a, trained": {'"a photo of a" (manual)'}, "random, trained": {"[V]1..[V]4 random N(0,0.02)"},
     },
-    "prompt_or_not": {"zero-shot": ZERO_SHOT, "zero-shot, 7 templates": SEVEN},
+    "prompt_or_not": {"template": ZERO_SHOT, "7 templates": SEVEN, "80 templates": {"open_clip"}},
     "robustness": {
         "zero-shot": ZERO_SHOT, "linear probe": PROBE, "CoOp, M=16, end": M16, "CoOp, M=4, end": {"CoOp M=4"},
     },

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, recall_score
@@ -24,7 +22,7 @@ from coop.report.prompts import Prompts
 from coop.report.runs import Runs
 from coop.results import read_predictions
 from coop.study import Cell, plan
-from tests.test_cli import CONFIG
+from tests.small_place import make_place, words_for
 
 COLOURS = {"red cup": (200, 30, 30), "green leaf": (30, 200, 30), "blue car": (30, 30, 200), "brown bag": (99, 60, 20)}
 SHOW = {"kind": "detail", "label": "CoOp", "baseline": "zero-shot", "where": {"shots": 2}}
@@ -33,21 +31,17 @@ SHOW = {"kind": "detail", "label": "CoOp", "baseline": "zero-shot", "where": {"s
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CLIP, noisy images of four colours, and the runs on them: zero-shot, and CoOp with two seeds."""
-    folder = tmp_path_factory.mktemp("place")
-    (folder / "tiny.json").write_text(json.dumps(CONFIG))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        torch.save(open_clip.CLIP(**CONFIG).state_dict(), folder / "tiny.pt")
+    folder = make_place(tmp_path_factory.mktemp("place"))
     random = np.random.default_rng(0)
     for part, count in (("train", 4), ("val", 2), ("test", 9)):
         for number, (name, colour) in enumerate(COLOURS.items()):
-            (folder / "images" / part / name).mkdir(parents=True)
+            (folder / "noisy" / part / name).mkdir(parents=True)
             for i in range(count + number):
                 pixels = np.clip(np.array(colour) + random.integers(-120, 120, (150, 200, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / "images" / part / name / f"{i}.png")
-    common = ["dataset=folder", f"dataset.root={folder / 'images'}", "dataset.name=colours", "backbone=custom"]
-    common += ["backbone.name=tiny", f"backbone.architecture={folder / 'tiny.json'}", "workers=0"]
-    common += [f"backbone.pretrained={folder / 'tiny.pt'}", f"results={folder / 'results'}"]
+                Image.fromarray(pixels).save(folder / "noisy" / part / name / f"{i}.png")
+    words = words_for(folder, folder / "results")
+    common = [text for text in words if not text.startswith(("augment", "epochs", "dataset.root"))]
+    common.append(f"dataset.root={folder / 'noisy'}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COOP_CACHE", str(folder / "cache"))
         assert main(["run", *common, "method=zero_shot"]) == 0
@@ -147,7 +141,7 @@ def test_examples_are_images_that_changed(results: Path, place: Path) -> None:
     for gain, example in shown:
         mine = np.asarray(_decoded(example.image), dtype=float)
         assert max(mine.shape) <= 112 and len(example.image) < 12_000 and example.label == gain.name
-        files = [place / "images" / "test" / gain.name / f"{i}.png" for i in range(gain.n)]
+        files = [place / "noisy" / "test" / gain.name / f"{i}.png" for i in range(gain.n)]
         small = [np.asarray(Image.open(file).resize(mine.shape[1::-1]), dtype=float) for file in files]
         which = int(np.argmin([np.abs(mine - one).mean() for one in small]))
         index = np.flatnonzero(zero["label"] == names.index(gain.name))[which]
@@ -166,11 +160,11 @@ def _decoded(address: str) -> Image.Image:
 
 def test_without_the_same_images_a_note_says_why(results: Path, place: Path) -> None:
     for path in results.rglob("config.yaml"):
-        path.write_text(path.read_text().replace(str(place / "images"), str(place / "gone")))
+        path.write_text(path.read_text().replace(str(place / "noisy"), str(place / "gone")))
     detail = detail_of(results)
     assert "gone" in detail.note and not any(gain.examples for gain in detail.classes) and detail.confusions
 
-    other = shutil.copytree(place / "images", place / "gone")
+    other = shutil.copytree(place / "noisy", place / "gone")
     (other / "test" / "red cup" / "0.png").unlink()
     assert "not the one that the runs used" in detail_of(results).note
     shutil.rmtree(other)

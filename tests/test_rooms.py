@@ -12,7 +12,8 @@ FILES = sorted((ROOT / "coop").rglob("*.py"))
 ROOMS = (  # from the ground up: a room imports itself and what stands before it
     "errors", "paths", "memory", "progress", "data", "text", "embedded", "backbone", "features", "train", "methods",
     "config", "evaluate", "artefact", "protocols", "results", "study", "published", "interpret", "predict",
-    "importing", "report", "runner", "compose", "claims", "work", "launch", "sweep", "demo", "pretrain", "cli",
+    "importing", "report", "runner", "compose", "claims", "work", "launch", "remaining", "status", "sweep", "demo",
+    "pretrain", "cli",
 )  # fmt: skip
 UPWARDS = {("methods/prompt_ensemble.py", "artefact")}  # when asked: a method that is made of learned files
 

@@ -60,6 +60,7 @@ class LinearProbe(Method):
         super().__init__(backbone, classes, options, seed)
         c, e = len(classes.names), backbone.joint_width
         self.weight, self.bias = torch.zeros(c, e), torch.zeros(c)
+        self.chosen: list[list[int]] | None = None  # rows for each class, where these are some of those learned
 
     def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
         """Fit the regression, choosing C on `val`."""
@@ -96,7 +97,26 @@ class LinearProbe(Method):
     @torch.no_grad()
     def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
         """Return the regression's scores."""
-        return features.to(self.weight.device).float() @ self.weight.T + self.bias
+        scores = features.to(self.weight.device).float() @ self.weight.T + self.bias
+        return scores if self.chosen is None else torch.stack([scores[:, rows].amax(1) for rows in self.chosen], 1)
+
+    def for_classes(self, classes: Classes) -> "LinearProbe":
+        """Return the scores of some of the classes (ImageNet-A has 200 of ImageNet's).
+
+        Where several classes share the name, the best score among them is taken. Raises CoopError for a class that
+        was not learned.
+        """
+        rows = {name: [i for i, own in enumerate(self.classes.names) if own == name] for name in classes.names}
+        strange = [name for name, found in rows.items() if not found]
+        if strange:
+            raise CoopError(
+                "method=linear_probe learns something for each class: it cannot be moved to other classes "
+                f"than its own, and '{strange[0]}' is none of them"
+            )
+        probe = LinearProbe(self.backbone, classes, self.options, self.seed)
+        probe.weight, probe.bias = self.weight, self.bias
+        probe.chosen = [rows[name] for name in classes.names]
+        return probe
 
     def state(self) -> dict[str, Tensor]:
         """Return `weight` (c, e) and `bias` (c,)."""

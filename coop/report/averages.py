@@ -28,8 +28,8 @@ def averages(
     """Return the means over datasets of the cells that agree in all `keys` but the dataset; `whole` is the study's.
 
     Where some datasets are missing, all averages are over the same ones: those on which most of the cells are there.
-    Empty for a single dataset. Of harmonic means, it is the harmonic mean of the averaged base and new accuracies, as
-    in CoCoOp's Table 3.
+    There is none of what is planned on some of the datasets only, nor over a single dataset. Of harmonic means, it is
+    the harmonic mean of the averaged base and new accuracies, as in CoCoOp's Table 3.
     """
     datasets = list(dict.fromkeys(str(cell.keys["dataset"]) for cell in cells))
     others = [key for key in keys if key != "dataset"]
@@ -38,6 +38,7 @@ def averages(
         groups.setdefault(tuple(repr(cell.keys[key]) for key in others), []).append(cell)
     if len(datasets) < 2:
         return []
+    groups = {place: group for place, group in groups.items() if len(group) == len(datasets)}
     values = {place: {str(c.keys["dataset"]): value_of(c, metric) for c in group} for place, group in groups.items()}
     there = {place: {d for d, value in by.items() if value.mean is not None} for place, by in values.items()}
     common = _common(list(there.values()), datasets)

@@ -12,7 +12,7 @@ import coop
 from coop.errors import CoopError, unknown
 from coop.progress import track
 from coop.report.beside import Beside, Literature
-from coop.report.cells import Record, records_of, said
+from coop.report.cells import Record, is_baseline, most, records_of, said, where
 from coop.report.content import Bars, Curves, Detail, Grid, Report, Reproduction, Words
 from coop.report.detail import Details
 from coop.report.grids import make_grid
@@ -97,6 +97,7 @@ class _Builder:
             self.notes.append(f"{kind}: the series {', '.join(map(repr, gone))} is not among those asked for")
             return []
         records = self.records(str(show.get("value", "accuracy")))
+        show = self._asked(show, records)
         id = self._id(kind, show)
         try:
             if kind == "curves":
@@ -112,6 +113,17 @@ class _Builder:
         made, notes = (self._prompts if kind == "words" else self._details)(records, show)
         self.notes += notes
         return list(made)
+
+    def _asked(self, show: Mapping[str, Any], records: Sequence[Record]) -> Mapping[str, Any]:
+        """Return `show` with the most shots, or the first seed, in place of ones that nobody asked for."""
+        conditions = dict(show.get("where", {}))
+        trained = [r for r in records if r["label"] == show.get("label", r["label"]) and r["shots"] != 0]
+        for key, choose in (("shots", most), ("seed", min)):
+            planned = [r[key] for r in trained]
+            if planned and key in conditions and not where(trained, {key: conditions[key]}):
+                wanted, conditions[key] = said(conditions[key]), choose(planned)
+                self.notes.append(f"{show['kind']}: {key}={conditions[key]}, since {key}={wanted} was not asked for")
+        return {**show, "where": conditions} if "where" in show else show
 
     def _id(self, kind: str, show: Mapping[str, Any]) -> str:
         base = re.sub(r"\W+", "-", str(show.get("title") or kind).lower()).strip("-")
@@ -147,10 +159,10 @@ def _own_datasets(study: Study) -> list[str]:
 def _main(study: Study, records: Sequence[Record]) -> str | None:
     """Return the series that the study is about: that of its bars or details, else the first of CoOp."""
     labels = list(dict.fromkeys(str(r["label"]) for r in records))
-    named = [str(show["label"]) for show in study.show if show.get("label") in labels]
+    named = [str(show[key]) for show in study.show for key in ("label", "baseline") if show.get(key) in labels]
     learned = [str(r["label"]) for r in records if r["method"] == "coop"]
-    trained = [str(r["label"]) for r in records if r["shots"] != 0]
-    return next(iter([*named, *learned, *trained]), None)
+    others = {str(r["label"]) for r in records if not is_baseline(r)}
+    return next((label for label in [*named, *learned, *labels] if label in others), None)
 
 
 def _reproduction(row: Mapping[Any, Any]) -> Reproduction:

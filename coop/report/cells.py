@@ -12,7 +12,7 @@ from coop.report.table import METRICS, with_difference
 
 Record = Mapping[str, Any]  # a row of a study's plan: a planned run on one test set
 _DIVIDING = ("label", "dataset", "backbone", "precision", "protocol", "method", "shots", "target")  # in this order
-_NO_KEYS = {
+NO_KEYS = {
     *METRICS, "difference", "baseline", "seed", "run", "n", "own_split", "unofficial", "notes", "overrides", "seconds",
     "state", "error", "architecture", "pretrained", "dataset_template", "data",
 }  # fmt: skip
@@ -68,7 +68,7 @@ def _wanted(value: Any) -> set[str]:
 def dividing(records: Sequence[Record], keys: Sequence[str]) -> list[str]:
     """Return the keys beyond `keys` that cells need, so that none averages over more than seeds."""
     names = list(dict.fromkeys(name for record in records[:1] for name in record))
-    candidates = [*_DIVIDING, *(name for name in names if name not in _DIVIDING and name not in _NO_KEYS)]
+    candidates = [*_DIVIDING, *(name for name in names if name not in _DIVIDING and name not in NO_KEYS)]
     found: list[str] = []
     for name in candidates:
         if name in keys:
@@ -148,6 +148,16 @@ def said(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def is_baseline(record: Record) -> bool:
+    """Whether it is zero-shot with the dataset's template, which differences are to."""
+    return record.get("method") == "zero_shot" and record.get("template") is None
+
+
+def most(shots: Iterable[Any]) -> Any:
+    """Return the most shots; `all` is more than any number."""
+    return max(shots, key=lambda count: float("inf") if count == "all" else float(count))
 
 
 def with_key(key: str, value: Any) -> str:

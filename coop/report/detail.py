@@ -8,9 +8,10 @@ import torch
 
 from coop.progress import track
 from coop.report.averages import MANY
-from coop.report.cells import Cell, Record, cells_of, dividing, said, where, with_key
+from coop.report.cells import Cell, Record, said, where, with_key
 from coop.report.content import ClassGain, Detail
 from coop.report.examples import Pictures, same_images
+from coop.report.pairs import pairs
 from coop.report.reliability import Predictions, confusions, pooled_bins
 from coop.report.runs import Runs
 
@@ -31,19 +32,15 @@ class Details:
             chosen = _first_targets(chosen)
         learned = [r for r in chosen if r["label"] == show["label"]]
         base = [r for r in chosen if r["label"] == show["baseline"]]
-        more = dividing(learned, ["dataset"])
-        shared = ["dataset", *(key for key in more if key in ("backbone", "precision", "protocol", "target"))]
-        baselines = {tuple(map(repr, cell.keys.values())): cell for cell in cells_of(base, shared)}
+        more, found = pairs(learned, base, "dataset")
         made, gone = [], []
-        cells = cells_of(learned, ["dataset", *more])
-        for cell in track(cells, "class by class", len(cells)):
-            baseline = baselines.get(tuple(repr(cell.keys[key]) for key in shared))
+        for cell, baseline in track(found, "class by class", len(found)):
             runs, basis = _done(cell), _done(baseline) if baseline else []
             if runs and basis:
                 made.append(self._detail(cell, show, runs, basis, more))
             else:
                 gone.append(said(cell.keys["dataset"]))
-        what = ", ".join(gone) if len(gone) <= MANY else f"{len(gone)} of {len(cells)} datasets"
+        what = ", ".join(gone) if len(gone) <= MANY else f"{len(gone)} of {len(found)} datasets"
         note = f"class by class: {what} left out, where {show['label']} or {show['baseline']} is missing"
         return made, [note] if gone and made else []
 

@@ -35,7 +35,7 @@ def draw_curves(curves: Curves, paths: Iterable[Path]) -> None:
     Each path's ending chooses its format: .svg, .pdf or .png.
     """
     with plt.rc_context(STYLE):
-        columns = min(ACROSS, len(curves.panels))
+        columns = _across(len(curves.panels))
         rows = -(-len(curves.panels) // columns)
         size = (3.1 * columns + 0.4, 2.5 * rows + 1.1) if columns > 1 else (5.6, 4.6)
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", sharex=True)
@@ -46,8 +46,8 @@ def draw_curves(curves: Curves, paths: Iterable[Path]) -> None:
             for line in panel.lines:
                 _line(axis, line, places, *styles[line.label])
             values = [value.mean for line in panel.lines for _, value in line.points]
-            if not any(value is not None for value in values) and not any(line.published for line in panel.lines):
-                _say_missing(axis)
+            if not any(value is not None for value in values):
+                _say_missing(axis, any(line.published for line in panel.lines))
         for number, axis in enumerate(axes.flat):
             axis.set_visible(number < len(curves.panels))
             axis.set_xticks(list(places.values()), [f"{x:g}" for x in places])
@@ -66,21 +66,25 @@ def draw_bars(bars: Bars, paths: Iterable[Path]) -> None:
         names = [name for name, _ in bars.bars]
         for place, (_, value) in enumerate(bars.bars):
             _bar(axis, place, value)
-        for name, published in bars.published:
-            edge = COLOURS[1] if published.verified else GREY
-            axis.plot(published.value, names.index(name), "D", markerfacecolor="none", markeredgecolor=edge, zorder=4)
+        for verified, edge, label in ((True, COLOURS[1], "published"), (False, GREY, "published, unverified")):
+            theirs = [(one.value, names.index(name)) for name, one in bars.published if one.verified is verified]
+            if theirs:
+                xs, ys = zip(*theirs, strict=True)
+                axis.plot(xs, ys, "D", markerfacecolor="white", markeredgecolor=edge, zorder=4, label=label)
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.margins(x=0.14)
         axis.set(title=bars.title, xlabel=bars.unit)
         axis.title.set_wrap(True)
+        _legend(figure, [axis], ["published"], 2)
         _save(figure, paths)
 
 
 def _bar(axis: Axes, place: int, value: Value) -> None:
     if value.mean is None:
-        axis.text(0, place, "  missing", va="center", color=GREY, style="italic")
+        across = axis.get_yaxis_transform()
+        axis.text(0.99, place, "missing", transform=across, ha="right", va="center", color=GREY, style="italic")
         return
     axis.barh(place, value.mean, xerr=value.std, color=COLOURS[0 if value.mean >= 0 else 1], capsize=3, zorder=3)
     edge = value.mean + math.copysign(value.std or 0, value.mean)
@@ -94,7 +98,7 @@ def _bar(axis: Axes, place: int, value: Value) -> None:
 def draw_reliability(details: Sequence[Detail], paths: Iterable[Path]) -> None:
     """Draw how often predictions are right against how sure they are, a panel for each dataset."""
     with plt.rc_context(STYLE):
-        columns = min(ACROSS, len(details))
+        columns = _across(len(details))
         rows = -(-len(details) // columns)
         size = (3.0 * columns, 3.0 * rows + 0.6)
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
@@ -112,6 +116,11 @@ def draw_reliability(details: Sequence[Detail], paths: Iterable[Path]) -> None:
         names = list(dict.fromkeys(name for detail in details for name, _, _ in detail.reliability))
         _legend(figure, axes.flat, names, 2 if columns > 1 else 1)
         _save(figure, paths)
+
+
+def _across(panels: int) -> int:
+    """Return how many panels stand side by side: three or four, whichever leaves fewer places empty."""
+    return panels if panels <= ACROSS else min((ACROSS, ACROSS - 1), key=lambda columns: -panels % columns)
 
 
 def _styles(curves: Curves) -> dict[str, tuple[str, str]]:
@@ -165,10 +174,13 @@ def _published_label(line: Line, verified: bool) -> str:
     return f"{line.label} (published{'' if verified else ', unverified'})"
 
 
-def _say_missing(axis: Axes) -> None:
-    axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", va="center", color=GREY, style="italic")
-    axis.set_yticks([])
-    axis.grid(False)
+def _say_missing(axis: Axes, published: bool) -> None:
+    place, words = ((0.98, 0.03), "ours missing") if published else ((0.5, 0.5), "missing")
+    align = ("right", "bottom") if published else ("center", "center")
+    axis.text(*place, words, transform=axis.transAxes, ha=align[0], va=align[1], color=GREY, style="italic")
+    if not published:
+        axis.set_yticks([])
+        axis.grid(False)
 
 
 def _legend(figure: Figure, axes: Iterable[Axes], names: Sequence[str], columns: int) -> None:
@@ -188,6 +200,8 @@ def _legend(figure: Figure, axes: Iterable[Axes], names: Sequence[str], columns:
 
 
 def _save(figure: Figure, paths: Iterable[Path]) -> None:
+    figure.draw_without_rendering()  # lays the panels out, once for all formats
+    figure.set_layout_engine("none")
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")

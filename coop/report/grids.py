@@ -6,7 +6,18 @@ from typing import Any
 
 from coop.report.averages import averages
 from coop.report.beside import Beside
-from coop.report.cells import Cell, Record, cells_of, dividing, metric_name, said, value_of, where, with_key
+from coop.report.cells import (
+    Cell,
+    Record,
+    cells_of,
+    dividing,
+    is_baseline,
+    metric_name,
+    said,
+    value_of,
+    where,
+    with_key,
+)
 from coop.report.content import Grid, Value
 from coop.report.table import AVERAGE
 
@@ -27,35 +38,34 @@ def make_grid(
     keys = [*rows, *columns]
     cells = cells_of(chosen, keys)
     values = {_place(cell.keys, rows, columns): _beside(cell, beside, metric) for cell in cells}
+    over: dict[str, None] = {}
     if "dataset" in keys:
         for average in averages(cells, keys, metric, whole):
             value = replace(average.value, published=beside.of_average(average, metric))
-            if all(_is_baseline(cell) for cell in average.cells):
+            if all(all(map(is_baseline, cell.records)) for cell in average.cells):
                 value = replace(value, difference=None)
             values[_place(average.keys, rows, columns)] = value
+            told = [part for part in value.note.split("; ") if part.startswith("over ")]
+            over |= {f"averages are {part}": None for part in told if value.state == "partial"}
     headers = _ordered(values)
     names = [_heading(cell.keys, columns) for cell in sorted(cells, key=_by_columns(cells, columns))]
     names = list(dict.fromkeys([*names, *(column for _, column in values)]))
     _add_published_rows(values, headers, names, cells, rows, columns, beside, metric)
     return Grid(
         id=id,
-        title=str(show.get("title") or f"{metric_name(metric).capitalize()}: {' and '.join(rows)}"),
+        title=str(show.get("title") or f"{metric_name(metric).capitalize()} by {' and '.join(rows)}"),
         keys=tuple(rows),
         columns=tuple(names),
         rows=tuple((row, tuple(values.get((row, name)) for name in names)) for row in headers),
-        notes=tuple(_notes(values, metric)),
+        notes=(*_notes(cells, metric), *over),
     )
 
 
 def _beside(cell: Cell, beside: Beside, metric: str) -> Value:
     value = value_of(cell, metric)
-    if _is_baseline(cell):
+    if all(map(is_baseline, cell.records)):
         value = replace(value, difference=None)  # to itself
     return replace(value, published=beside.of(cell, metric))
-
-
-def _is_baseline(cell: Cell) -> bool:
-    return any(r.get("method") == "zero_shot" and r.get("template") is None for r in cell.records)
 
 
 def _ordered(values: Mapping[Place, Value]) -> list[tuple[str, ...]]:
@@ -113,10 +123,11 @@ def _add_published_rows(
             beside.shown(place)
 
 
-def _notes(values: Mapping[Place, Value], metric: str) -> list[str]:
+def _notes(cells: Sequence[Cell], metric: str) -> list[str]:
     differences = "differences are to zero-shot with the dataset's template, in points"
     notes = [f"{metric_name(metric)} in %: mean ± standard deviation over seeds; {differences}"]
-    told = dict.fromkeys(
-        part for value in values.values() for part in value.note.split("; ") if "split" in part and value.n
-    )
-    return [*notes, *told]
+    for key, words in (("own_split", "own split, not the official one"), ("unofficial", "not the official split file")):
+        found = dict.fromkeys(said(r["dataset"]) for cell in cells for r in cell.records if r.get(key))
+        if found:
+            notes.append(f"{', '.join(found)}: {words}")
+    return notes

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from coop.report.cells import Record, said
+from coop.report.cells import NO_KEYS, Record, said
 from coop.report.content import Missing
 
 _NARROWING = ("method", "shots", "seed")  # a command for these alone redoes nothing: what is done is skipped
@@ -11,7 +11,8 @@ NAMED = 3  # series that a line names before it counts them
 
 def unique_runs(records: Iterable[Record]) -> list[Record]:
     """Return one record for each planned run: not for each of its test sets, nor for each series that shares it."""
-    return list({tuple(map(str, record["overrides"])): record for record in records}.values())
+    shared = ("label", "target", *(key for key in NO_KEYS if key != "seed"))
+    return list({repr([(k, v) for k, v in r.items() if k not in shared]): r for r in records}.values())
 
 
 def missing_runs(records: Sequence[Record], study: str, overrides: Sequence[str]) -> list[Missing]:

@@ -9,6 +9,7 @@ from coop.report.averages import averages
 from coop.report.beside import Beside
 from coop.report.cells import Cell, Record, cells_of, dividing, metric_name, noted, said, value_of, where, with_key
 from coop.report.content import Bars, Curves, Line, Panel, Published, Value
+from coop.report.pairs import pairs
 from coop.report.table import AVERAGE
 
 AXES = {"shots": "shots (training images per class)", "n_ctx": "context length M"}
@@ -124,17 +125,14 @@ def make_bars(records: Sequence[Record], show: Mapping[str, Any], beside: Beside
     chosen = where(records, conditions)
     learned = [record for record in chosen if record["label"] == show["label"]]
     base = [record for record in chosen if record["label"] == show["baseline"]]
-    more = dividing(learned, [over])
-    shared = [over, *(key for key in more if key in ("dataset", "backbone", "target", "precision", "protocol"))]
-    baselines = {tuple(map(repr, cell.keys.values())): cell for cell in cells_of(base, shared)}
+    more, found = pairs(learned, base, over)
     bars, theirs = [], []
-    for cell in cells_of(learned, [over, *more]):
+    for cell, baseline in found:
         name = ", ".join([said(cell.keys[over]), *(with_key(key, cell.keys[key]) for key in more)])
-        baseline = baselines.get(tuple(repr(cell.keys[key]) for key in shared))
         bars.append((name, _gain(cell, baseline, metric, str(show["baseline"]))))
         if baseline is not None:
-            pairs = zip(beside.of(cell, metric)[:1], beside.of(baseline, metric)[:1], strict=False)
-            theirs += [(name, _published_gain(a, b)) for a, b in pairs]
+            both = zip(beside.of(cell, metric)[:1], beside.of(baseline, metric)[:1], strict=False)
+            theirs += [(name, _published_gain(a, b)) for a, b in both]
     bars.sort(key=lambda bar: (bar[1].mean is None, -(bar[1].mean or 0)))
     at = "".join(f", {with_key(key, value)}" for key, value in conditions.items())
     title = f"{show['label']} minus {show['baseline']}: {metric_name(metric)}{at}"

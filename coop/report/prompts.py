@@ -1,9 +1,13 @@
 """The words nearest to learned context vectors, for a report."""
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from coop.artefact import Artefact, load_artefact
@@ -39,29 +43,32 @@ class Prompts:
             first.setdefault(tuple(str(record[key]) for key in ("dataset", "backbone", "shots")), record)
         made: list[Words] = []
         notes: list[str] = []
-        for record in track(list(first.values()), "nearest words", len(first)):
+        found: list[_Prompt] = []
+        for record in first.values():
             title = ", ".join([said(record["dataset"]), label, with_key("shots", record["shots"])])
             theirs = self._published.get(tuple(said(record[key]) for key in PLACE), ())
             if record["state"] != "done":
                 made += [Words(f"{title} (our run is {record['state']})", "", (), theirs)] if theirs else []
                 continue
             try:
-                made += self._words(str(record["run"]), title, theirs)
+                found += self._prompts(str(record["run"]), title, theirs)
             except CoopError as error:
                 notes.append(f"no nearest words: {error}")
-                made += [Words(f"{title} (ours cannot be told here)", str(record["run"]), (), theirs)] if theirs else []
-        return made, list(dict.fromkeys(notes))
+                gone = f"{title} (ours cannot be told here)"
+                made += [Words(gone, str(record["run"]), (), theirs)] if theirs else []
+        return [*_words(found), *made], list(dict.fromkeys(notes))
 
-    def _words(self, run: str, title: str, theirs: tuple[Read, ...]) -> list[Words]:
+    def _prompts(self, run: str, title: str, theirs: tuple[Read, ...]) -> list["_Prompt"]:
+        """Return what a run learned, with its backbone. Raises CoopError where either is not there."""
         artefact = load_artefact(self._runs.folder(run))
         ctx = artefact.state.get("ctx")
         if ctx is None:
             raise CoopError(f"method={artefact.method} learned no context vectors ({run})")
         backbone = self._backbone(artefact)
         if ctx.ndim == 2:
-            return [Words(title, run, _near(ctx, backbone), theirs)]
+            return [_Prompt(title, run, ctx, backbone, theirs)]
         names = artefact.classes.names[:CLASSES]
-        return [Words(f"{title}, class {name}", run, _near(ctx[i], backbone)) for i, name in enumerate(names)]
+        return [_Prompt(f"{title}, class {name}", run, ctx[i], backbone, ()) for i, name in enumerate(names)]
 
     def _backbone(self, artefact: Artefact) -> Backbone:
         """Return the backbone that something was learned on. Raises CoopError where it cannot be loaded here."""
@@ -77,9 +84,26 @@ class Prompts:
         return found
 
 
-def _near(ctx: Tensor, backbone: Backbone) -> tuple[tuple[NearWord, ...], ...]:
-    rows = nearest_words(ctx, backbone, TOP, "euclidean", whole_words=True)
-    return tuple(tuple(NearWord(word.text, word.whole, word.distance) for word in row) for row in rows)
+@dataclass(frozen=True)
+class _Prompt:
+    title: str
+    run: str
+    ctx: Float[Tensor, "m d"]
+    backbone: Backbone
+    theirs: tuple[Read, ...]
+
+
+def _words(prompts: Sequence[_Prompt]) -> list[Words]:
+    """Return the words of all prompts: of those on one backbone at once, since listing its vocabulary takes a while."""
+    near: dict[int, tuple[tuple[NearWord, ...], ...]] = {}
+    backbones = {id(prompt.backbone): prompt.backbone for prompt in prompts}
+    for key, backbone in track(list(backbones.items()), "nearest words", len(backbones)):
+        some = [i for i, prompt in enumerate(prompts) if id(prompt.backbone) == key]
+        rows = nearest_words(torch.cat([prompts[i].ctx for i in some]), backbone, TOP, "euclidean", whole_words=True)
+        words = iter([tuple(NearWord(word.text, word.whole, word.distance) for word in row) for row in rows])
+        for i in some:
+            near[i] = tuple(itertools.islice(words, len(prompts[i].ctx)))
+    return [Words(prompt.title, prompt.run, near[i], prompt.theirs) for i, prompt in enumerate(prompts)]
 
 
 def _words_of(published: pd.DataFrame) -> dict[tuple[str, ...], tuple[Read, ...]]:

@@ -36,7 +36,7 @@ def _curves(part: Curves) -> Iterator[Row]:
             ours, theirs = dict(line.points), dict(line.published)
             for x in sorted({*ours, *theirs}):
                 value = _value(ours.get(x) or Value("missing"))
-                yield {"panel": panel.title, "series": line.label, "x": x, **value, **_published(theirs.get(x))}
+                yield {"panel": panel.title, "label": line.label, "x": x, **value, **_published(theirs.get(x))}
 
 
 def _value(value: Value) -> Row:

@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from coop.report.averages import averages
-from coop.report.cells import Cell, Record, cells_of, dividing, said, value_of, with_key
+from coop.report.cells import Cell, Record, cells_of, dividing, is_baseline, most, said, value_of, with_key
 from coop.report.content import Value
 from coop.report.missing import unique_runs
 
@@ -71,8 +71,8 @@ def _best(records: Sequence[Record], main: str | None) -> str | None:
 
 def _at_most_shots(records: Sequence[Record]) -> list[tuple[str, Value, str]]:
     """Return (label, value, what it is over) of every series at the most shots, and of what is not trained."""
-    most = _most_shots(records)
-    cells = _cells([r for r in records if r["shots"] in (0, most)])
+    shots = _most_shots(records)
+    cells = _cells([r for r in records if r["shots"] in (0, shots)])
     if not cells:
         return []
     whole = averages(cells, list(cells[0].keys))
@@ -88,13 +88,12 @@ def _label(keys: Mapping[str, Any]) -> str:
 
 def _most_shots(records: Iterable[Record]) -> Any:
     """Return the most shots that are done, `all` counting most; 0 where nothing is trained."""
-    shots = {r["shots"] for r in records if r["state"] == "done"}
-    return "all" if "all" in shots else max((s for s in shots if isinstance(s, int)), default=0)
+    return most([0, *(r["shots"] for r in records if r["state"] == "done")])
 
 
 def _differences(records: Sequence[Record], main: str | None) -> list[tuple[float, Cell]]:
     """Return the main series' differences to zero-shot, the largest first."""
-    cells = _cells([r for r in records if r["label"] == main])
+    cells = _cells([r for r in records if r["label"] == main and not is_baseline(r)])
     values = [(value_of(cell).difference, cell) for cell in cells]
     return sorted(((d, cell) for d, cell in values if d is not None), key=lambda pair: -pair[0])
 
@@ -114,32 +113,32 @@ def _losses(records: Sequence[Record], main: str | None) -> str | None:
 def _extremes(records: Sequence[Record], main: str | None) -> str | None:
     """Say where the main series gains most and least at the most shots."""
     own = [r for r in records if r["label"] == main]
-    most = _most_shots(own)
-    found = _differences([r for r in own if r["shots"] == most], main)
+    shots = _most_shots(own)
+    found = _differences([r for r in own if r["shots"] == shots], main)
     if len(found) < 2:
         return None
     (high, first), (low, last) = found[0], found[-1]
     return (
-        f"At {with_key('shots', most)}, {main} changes accuracy most on {said(first.the('dataset'))} ({high:+.1f} "
-        f"points) and least on {said(last.the('dataset'))} ({low:+.1f})."
+        f"At {with_key('shots', shots)}, {main} gains most on {said(first.the('dataset'))} ({high:+.1f} points) "
+        f"and least on {said(last.the('dataset'))} ({low:+.1f})."
     )
 
 
 def _calibration(records: Sequence[Record], main: str | None) -> str | None:
     """Compare calibration errors of the main series and of zero-shot on the datasets that both have."""
     own = [r for r in records if r["label"] == main and r["state"] == "done"]
-    most = _most_shots(own)
-    mine = _ece([r for r in own if r["shots"] == most])
-    zero = _ece([r for r in records if r["method"] == "zero_shot" and r.get("template") is None])
+    shots = _most_shots(own)
+    mine = _ece([r for r in own if r["shots"] == shots])
+    zero = _ece([r for r in records if is_baseline(r)])
     both = [dataset for dataset in mine if dataset in zero]
-    if not both or not most:
+    if not both or not shots:
         return None
     ours, theirs = (fmean(some[dataset] for dataset in both) for some in (mine, zero))
     over = f"mean over {len(both)} datasets" if len(both) > 1 else f"on {both[0]}"
     change = "rises" if ours > theirs else "falls"
     return (
         f"The expected calibration error {change} from {theirs:.1f} % (zero-shot) to {ours:.1f} % "
-        f"({main}, {with_key('shots', most)}; {over})."
+        f"({main}, {with_key('shots', shots)}; {over})."
     )
 
 
