@@ -159,6 +159,7 @@ def test_a_cell_tells_its_runs(page: Driver, sample: Report) -> None:
     dialog = one(page, "#source")
     assert dialog.is_displayed() and one(page, "#source-title").text == "eurosat · CoOp, M=16, end · 16"
     assert "partial" in dialog.text and "2 of 3" in dialog.text and "UNVERIFIED" in dialog.text
+    assert "(ours" not in dialog.text, "an unverified number is compared with nothing"
     assert [code.text for code in every(page, "#source code")] == list(value.runs)
     page.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not dialog.is_displayed() and page.switch_to.active_element == button
