@@ -86,7 +86,12 @@ def test_time_left_is_that_of_the_same_kind() -> None:
     assert scaled.seconds == pytest.approx(7.0 * 16 * 200 / (4 * 100)) and scaled.estimated == 1
     strange = [run(None, dataset="eurosat"), run(None, method="kgcoop"), run(None, shots="all", epochs=200)]
     assert remaining([*done, *strange]) == Remaining(0.0, 0, 3)
-    assert [duration(s) for s in (45, 120, 3600, 7200)] == ["45 seconds", "2.0 minutes", "1.0 hours", "2.0 hours"]
+    assert [duration(s) for s in (45.0, 120.0, 3600.0, 7200.0)] == [
+        "45 seconds",
+        "2.0 minutes",
+        "1.0 hours",
+        "2.0 hours",
+    ]
 
 
 def test_the_command_lists_and_describes(capsys: pytest.CaptureFixture[str]) -> None:
