@@ -74,14 +74,14 @@ def _average(by: Mapping[str, Value], used: set[str], common: set[str], datasets
     planned = sum(value.planned for value in by.values())
     if not parts:
         there = any(value.mean is not None for value in by.values())
-        why = f"not on all of {named(common, datasets)}" if there else ""
+        why = f"not on all of {_list(common, datasets)}" if there else ""
         failed = any(value.state == "failed" for value in by.values())
         return Value("failed" if failed and not there else "missing", planned=planned, note=why)
     differences = [value.difference for value in parts if value.difference is not None]
     full = len(used) == len(datasets) and all(value.state == "done" for value in parts)
     over = f"over {len(used)} of {len(datasets)} datasets"
     if len(used) < len(datasets):
-        over += f": {named(used, datasets)}" if len(used) <= MANY else ""
+        over += f": {_list(used, datasets)}" if len(used) <= MANY else ""
     elif not full:
         over = f"over {len(datasets)} datasets, some runs missing"
     else:
@@ -97,7 +97,7 @@ def _average(by: Mapping[str, Value], used: set[str], common: set[str], datasets
     )
 
 
-def named(some: set[str], datasets: Sequence[str]) -> str:
+def _list(some: set[str], datasets: Sequence[str]) -> str:
     """Return the datasets' names in the study's order."""
     return ", ".join(name for name in datasets if name in some)
 
