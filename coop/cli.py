@@ -15,7 +15,7 @@ Handler = Callable[[argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, 1 where runs failed, 2 for a user's mistake."""
-    args = _parser().parse_args(arguments)
+    args = _parsed(_parser(), arguments)
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
@@ -31,6 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `coop table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; KEY=VALUE may also stand after options, where argparse takes no more of them."""
+    args, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from safetensors import safe_open
 
 from coop.claims import ATTEMPT, Claims
 from coop.cli import main
+from coop.compose import register_datasets
 from coop.launch import Share
 from coop.results import FAILURE, RESULT, flat
 from tests.small_place import make_place, words_for
@@ -228,6 +229,7 @@ def test_slurm_is_asked_for_jobs_of_one_gpu(
 def in_process_one() -> Iterator[None]:
     """Make this process the second of a launch, as Hydra tells a job which one it is."""
     before, threads = HydraConfig.instance().cfg, torch.get_num_threads()
+    register_datasets()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", ["dataset=folder", "+hydra.job.num=1"], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
