@@ -55,6 +55,8 @@ def _best(records: Sequence[Record], main: str | None) -> str | None:
     if not places:
         return None
     by_label = {label: (value, note) for label, value, note in places if value.mean is not None}
+    if not by_label:
+        return None
     best = max(by_label, key=lambda label: by_label[label][0].mean or 0)
     value, note = by_label[best]
     shots = _most_shots(records)
@@ -72,7 +74,9 @@ def _best(records: Sequence[Record], main: str | None) -> str | None:
 def _at_most_shots(records: Sequence[Record]) -> list[tuple[str, Value, str]]:
     """Return (label, value, what it is over) of every series at the most shots, and of what is not trained."""
     shots = _most_shots(records)
-    cells = _cells([r for r in records if r["shots"] in (0, shots)])
+    some = [r for r in records if r["shots"] in (0, shots)]
+    there = {r["dataset"] for r in some if r["state"] == "done"}
+    cells = _cells([r for r in some if r["dataset"] in there] if len(there) == 1 else some)
     if not cells:
         return []
     whole = averages(cells, list(cells[0].keys))
