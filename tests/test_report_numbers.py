@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from statistics import harmonic_mean
 from typing import Any
 
 import pandas as pd
@@ -97,6 +98,46 @@ def test_averages_are_over_the_same_datasets() -> None:
     assert (gone.state, gone.mean, gone.planned) == ("missing", None, 3)
 
 
+def test_average_harmonic_means_are_of_averages() -> None:
+    """CoCoOp's Table 3 (a): 82.69 and 63.22 give 71.66, which is not the mean of the datasets' harmonic means."""
+    plan = plan_of().query("label == 'zero-shot'")
+    base_new = {"dtd": (0.5, 0.9), "eurosat": (0.8, 0.2), "food101": (0.7, 0.6)}
+    rows = []
+    for row in plan.assign(protocol="base_to_new").to_dict("records"):
+        base, new = base_new[row["dataset"]]
+        measured = {"base": base, "new": new, "harmonic_mean": harmonic_mean([base, new])}
+        rows += [row | {"target": target, "accuracy": value} for target, value in measured.items()]
+    show = {"rows": ["dataset", "label"], "columns": ["target"]}
+    grid = make_grid(records_of(pd.DataFrame(rows, dtype=object)), show, numbers(), DATASETS, "table")
+    averages = {name: cell(grid, ("average", "zero-shot"), name).mean for name in ("base", "new", "harmonic_mean")}
+    assert averages == pytest.approx(
+        {"base": 200 / 3, "new": 170 / 3, "harmonic_mean": harmonic_mean([200 / 3, 170 / 3])}
+    )
+    assert cell(grid, ("dtd", "zero-shot"), "harmonic_mean").mean == pytest.approx(100 * harmonic_mean([0.5, 0.9]))
+
+
+def test_what_is_planned_on_some_datasets_has_no_average() -> None:
+    """An ablation on one dataset neither has an average nor changes those of the others."""
+    plan = plan_of()
+    records = records_of(plan[(plan["label"] != "probe") | (plan["dataset"] == "dtd")])
+    rows = [row for row, _ in make_grid(records, TABLE, numbers(), DATASETS, "table").rows]
+    assert ("average", "CoOp") in rows and ("average", "probe") not in rows
+    value = cell(make_grid(records, TABLE, numbers(), DATASETS, "table"), ("average", "CoOp"), "1 shot")
+    assert value.state == "done" and value.note == "over 3 datasets"
+
+
+def test_a_baseline_has_the_same_shots_or_is_none() -> None:
+    plan = plan_of()
+    means = 100 * plan.astype({"accuracy": float}).groupby(["dataset", "label", "shots"])["accuracy"].mean()
+    both = make_bars(records_of(plan), {"label": "CoOp", "baseline": "probe", "over": "dataset"}, numbers(), "b")
+    found = {name: value.mean for name, value in both.bars}
+    assert len(found) == 6
+    assert found["dtd, 1 shot"] == pytest.approx(means["dtd", "CoOp", 1] - means["dtd", "probe", 1])
+    assert found["dtd, 4 shots"] == pytest.approx(means["dtd", "CoOp", 4] - means["dtd", "probe", 4])
+    none = make_bars(records_of(plan), {"label": "zero-shot", "baseline": "probe", "over": "dataset"}, numbers(), "b")
+    assert {value.state for _, value in none.bars} == {"missing"}
+
+
 def test_published_numbers_stand_beside_the_same_thing_only() -> None:
     beside = numbers(
         [
@@ -141,6 +182,7 @@ def test_curves_and_bars_hold_the_same_means() -> None:
     means = 100 * plan.astype({"accuracy": float}).groupby(["dataset", "label", "shots"])["accuracy"].mean()
     assert [panel.title for panel in curves.panels] == ["average over 2 of 3 datasets", *DATASETS] and curves.log2
     lines = {line.label: line for line in curves.panels[1].lines}
+    assert [line.label for line in curves.panels[1].lines] == ["zero-shot", "CoOp", "probe"]
     assert lines["zero-shot"].star and not lines["CoOp"].star
     assert {x: value.mean for x, value in lines["CoOp"].points} == pytest.approx(means["dtd", "CoOp"].to_dict())
     assert [(x, one.value) for x, one in lines["CoOp"].published] == [(4, 66.0)]

@@ -45,7 +45,8 @@ def averages(
     out = []
     for place, group in groups.items():
         about = {key: group[0].keys[key] for key in others} | {"dataset": AVERAGE}
-        value = _average(values[place], common if common <= there[place] else set(), common, datasets)
+        used = common if common <= there[place] and len(common) > 1 else set()
+        value = _average(values[place], used, common, datasets)
         complete = value.state == "done" and set(whole) <= set(datasets)
         out.append(Average(about, value, complete, tuple(group)))
     return _with_harmonic_means(out, others)
@@ -73,15 +74,15 @@ def _average(by: Mapping[str, Value], used: set[str], common: set[str], datasets
     parts = [by[name] for name in datasets if name in used]
     planned = sum(value.planned for value in by.values())
     if not parts:
-        there = any(value.mean is not None for value in by.values())
-        why = f"not on all of {named(common, datasets)}" if there else ""
+        there = {name for name, value in by.items() if value.mean is not None}
+        why = f"not on all of {_list(common, datasets)}" if len(common) > 1 else f"only on {_list(there, datasets)}"
         failed = any(value.state == "failed" for value in by.values())
-        return Value("failed" if failed and not there else "missing", planned=planned, note=why)
+        return Value("failed" if failed and not there else "missing", planned=planned, note=why if there else "")
     differences = [value.difference for value in parts if value.difference is not None]
     full = len(used) == len(datasets) and all(value.state == "done" for value in parts)
     over = f"over {len(used)} of {len(datasets)} datasets"
     if len(used) < len(datasets):
-        over += f": {named(used, datasets)}" if len(used) <= MANY else ""
+        over += f": {_list(used, datasets)}" if len(used) <= MANY else ""
     elif not full:
         over = f"over {len(datasets)} datasets, some runs missing"
     else:
@@ -97,7 +98,7 @@ def _average(by: Mapping[str, Value], used: set[str], common: set[str], datasets
     )
 
 
-def named(some: set[str], datasets: Sequence[str]) -> str:
+def _list(some: set[str], datasets: Sequence[str]) -> str:
     """Return the datasets' names in the study's order."""
     return ", ".join(name for name in datasets if name in some)
 

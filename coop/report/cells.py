@@ -167,6 +167,11 @@ def with_key(key: str, value: Any) -> str:
     return said(value) if key in ("label", "dataset", "backbone", "target", "method") else f"{key}={said(value)}"
 
 
+def named(keys: Mapping[str, Any]) -> list[str]:
+    """Return what is known of keys, as headings: a probe has no context length to name."""
+    return [with_key(key, value) for key, value in keys.items() if value is not None]
+
+
 def metric_name(value: str) -> str:
     """Return a metric in words."""
     return {"ece": "expected calibration error", "macro_f1": "macro F1"}.get(value, value.replace("_", " "))

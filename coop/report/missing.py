@@ -1,6 +1,6 @@
 """What a study still lacks, and the command that does it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from coop.report.cells import NO_KEYS, Record, said
 from coop.report.content import Missing
@@ -24,8 +24,8 @@ def missing_runs(records: Sequence[Record], study: str, overrides: Sequence[str]
         if gone:
             pattern = sorted(f"{r['label']} {said(r['shots'])} {said(r['seed'])} {r['state']}" for r in gone)
             lacking.setdefault((backbone, *pattern), []).extend(gone)
-    asked = any(override.startswith("backbone=") for override in overrides)
-    single = not asked and len({said(record["backbone"]) for record in runs}) == 1  # the study's own: not repeated
+    asked = {override.split("=", 1)[0] for override in overrides}
+    every = {key: {said(record[key]) for record in runs} for key in ("dataset", "backbone")}
     out = []
     for gone in lacking.values():
         datasets = list(dict.fromkeys(said(record["dataset"]) for record in gone))
@@ -38,7 +38,7 @@ def missing_runs(records: Sequence[Record], study: str, overrides: Sequence[str]
                 count=len(gone),
                 failed=len(failed),
                 error=str(failed[0].get("error") or "") if failed else "",
-                command=_command(study, overrides, gone, planned, datasets, single),
+                command=_command(study, overrides, gone, planned, {k: v for k, v in every.items() if k not in asked}),
             )
         )
     return out
@@ -63,11 +63,14 @@ def _command(
     overrides: Sequence[str],
     gone: Sequence[Record],
     planned: Sequence[Record],
-    datasets: Sequence[str],
-    single: bool,
+    own: Mapping[str, set[str]],
 ) -> str:
-    """Return the narrowest command that surely does these runs."""
-    narrowed = {"dataset": ",".join(datasets), "backbone": said(gone[0]["backbone"])}
+    """Return the narrowest command that surely does these runs; `own` are values that the study has by itself."""
+    narrowed = {}
+    for key in ("dataset", "backbone"):
+        values = list(dict.fromkeys(said(record[key]) for record in gone))
+        if set(values) != own.get(key):
+            narrowed[key] = ",".join(values)
     for key in _NARROWING:
         wanted, all_of = (list(dict.fromkeys(said(r[key]) for r in some)) for some in (gone, planned))
         if key != "method":  # what is not trained has none, whatever is asked for
@@ -75,8 +78,6 @@ def _command(
         if wanted and len(wanted) < len(all_of):
             narrowed[key] = ",".join(sorted(wanted, key=_size))
     kept = [override for override in overrides if override.split("=", 1)[0] not in narrowed]
-    if single:
-        del narrowed["backbone"]
     words = [f"{key}={value}" for key, value in narrowed.items()]
     return " ".join(["coop run -m", f"+experiment={study}", *words, *kept])
 

@@ -7,7 +7,19 @@ from typing import Any
 
 from coop.report.averages import averages
 from coop.report.beside import Beside
-from coop.report.cells import Cell, Record, cells_of, dividing, metric_name, noted, said, value_of, where, with_key
+from coop.report.cells import (
+    Cell,
+    Record,
+    cells_of,
+    dividing,
+    metric_name,
+    named,
+    noted,
+    said,
+    value_of,
+    where,
+    with_key,
+)
 from coop.report.content import Bars, Curves, Line, Panel, Published, Value
 from coop.report.pairs import pairs
 from coop.report.table import AVERAGE
@@ -59,7 +71,7 @@ def _title(keys: Mapping[str, Any], titles: Sequence[str]) -> str:
 
 
 def _name(keys: Mapping[str, Any], names: Sequence[str]) -> str:
-    return ", ".join(with_key(key, keys[key]) for key in names)
+    return ", ".join(named({key: keys[key] for key in names}))
 
 
 def _at(value: Any) -> float | None:
@@ -128,7 +140,7 @@ def make_bars(records: Sequence[Record], show: Mapping[str, Any], beside: Beside
     more, found = pairs(learned, base, over)
     bars, theirs = [], []
     for cell, baseline in found:
-        name = ", ".join([said(cell.keys[over]), *(with_key(key, cell.keys[key]) for key in more)])
+        name = ", ".join([said(cell.keys[over]), *named({key: cell.keys[key] for key in more})])
         bars.append((name, _gain(cell, baseline, metric, str(show["baseline"]))))
         if baseline is not None:
             both = zip(beside.of(cell, metric)[:1], beside.of(baseline, metric)[:1], strict=False)

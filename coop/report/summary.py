@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from coop.report.averages import averages
-from coop.report.cells import Cell, Record, cells_of, dividing, is_baseline, most, said, value_of, with_key
+from coop.report.cells import Cell, Record, cells_of, dividing, is_baseline, most, named, said, value_of, with_key
 from coop.report.content import Value
 from coop.report.missing import unique_runs
 
@@ -55,11 +55,13 @@ def _best(records: Sequence[Record], main: str | None) -> str | None:
     if not places:
         return None
     by_label = {label: (value, note) for label, value, note in places if value.mean is not None}
+    if not by_label:
+        return None
     best = max(by_label, key=lambda label: by_label[label][0].mean or 0)
     value, note = by_label[best]
     shots = _most_shots(records)
     at = f"At {with_key('shots', shots)}, {best}" if shots else best
-    told = f"{at} is the best series: {value.mean:.1f} % {note}"
+    told = f"{at} {'is the best series:' if len(by_label) > 1 else 'reaches'} {value.mean:.1f} % {note}"
     if value.difference is not None and abs(value.difference) >= 0.05:
         told += f", {_points(value.difference)} {_side(value.difference)} zero-shot with the dataset's template"
     if main and main in by_label and main != best:
@@ -72,7 +74,9 @@ def _best(records: Sequence[Record], main: str | None) -> str | None:
 def _at_most_shots(records: Sequence[Record]) -> list[tuple[str, Value, str]]:
     """Return (label, value, what it is over) of every series at the most shots, and of what is not trained."""
     shots = _most_shots(records)
-    cells = _cells([r for r in records if r["shots"] in (0, shots)])
+    some = [r for r in records if r["shots"] in (0, shots)]
+    there = {r["dataset"] for r in some if r["state"] == "done"}
+    cells = _cells([r for r in some if r["dataset"] in there] if len(there) == 1 else some)
     if not cells:
         return []
     whole = averages(cells, list(cells[0].keys))
@@ -82,8 +86,8 @@ def _at_most_shots(records: Sequence[Record]) -> list[tuple[str, Value, str]]:
 
 
 def _label(keys: Mapping[str, Any]) -> str:
-    more = [with_key(key, v) for key, v in keys.items() if key not in ("dataset", "label", "shots", "target")]
-    return ", ".join([str(keys["label"]), *more])
+    more = {key: value for key, value in keys.items() if key not in ("dataset", "label", "shots", "target")}
+    return ", ".join([str(keys["label"]), *named(more)])
 
 
 def _most_shots(records: Iterable[Record]) -> Any:
@@ -118,8 +122,9 @@ def _extremes(records: Sequence[Record], main: str | None) -> str | None:
     if len(found) < 2:
         return None
     (high, first), (low, last) = found[0], found[-1]
+    at = f"At {with_key('shots', shots)}, " if shots else ""
     return (
-        f"At {with_key('shots', shots)}, {main} gains most on {said(first.the('dataset'))} ({high:+.1f} points) "
+        f"{at}{main} gains most on {said(first.the('dataset'))} ({high:+.1f} points) "
         f"and least on {said(last.the('dataset'))} ({low:+.1f})."
     )
 
@@ -160,7 +165,8 @@ def _failures(records: Sequence[Record]) -> list[str]:
 
 
 def _where(cell: Cell) -> str:
-    return f"{said(cell.the('dataset'))}, {with_key('shots', cell.the('shots'))}"
+    shots = cell.the("shots")
+    return ", ".join([said(cell.the("dataset")), *([with_key("shots", shots)] if shots else [])])
 
 
 def _points(difference: float) -> str:
