@@ -97,7 +97,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _run(args: argparse.Namespace) -> int:
-    from coop.sweep import run_command
+    from coop.sweep.run import run_command
 
     return run_command(args.overrides, args.multirun, args.cfg)
 
@@ -110,7 +110,7 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _study(args: argparse.Namespace) -> int:
-    from coop.status import study_command
+    from coop.sweep.status import study_command
 
     return study_command(args.name, args.overrides, args.status)
 
@@ -166,21 +166,9 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _report(args: argparse.Namespace) -> int:
-    from coop.compose import results_folder, study_cells
-    from coop.report.beside import Literature
-    from coop.report.build import make_report
-    from coop.report.files import write_report
-    from coop.study import load_study, plan
+    from coop.report.command import report_command
 
-    study, results = load_study(args.name), results_folder(args.overrides)
-    if not results.is_dir():
-        raise CoopError(f"there is no results folder {results}: name it (results=FOLDER), or run something first")
-    frame = plan(study_cells(study, args.overrides), results)
-    report = make_report(study, frame, Literature.of(study.name), results, args.overrides)
-    if not report.done:
-        run = " ".join(["coop run -m", f"+experiment={study.name}", *args.overrides])
-        print(f"coop: nothing of this study is done in {results} yet: {run}", file=sys.stderr)
-    page, *files = write_report(report, args.output or Path("reports") / study.name)
+    page, *files = report_command(args.name, args.overrides, args.output)
     print(page)
     for folder in dict.fromkeys(path.parent for path in files):
         print(f"{folder}: {', '.join(path.name for path in files if path.parent == folder)}")

@@ -6,38 +6,32 @@ from rich.console import Console
 from rich.markup import escape
 
 from coop.errors import CoopError
-from coop.report.curves import bars, draw_curves
+from coop.report.bars import bars
+from coop.report.command import report_command
 from coop.report.render import render
 from coop.report.table import make_table, select, with_difference
 from coop.report.words import context_words, render_words
 from coop.results import read_results
-from coop.sweep import run_command
+from coop.sweep.run import run_command
 
-SETTING = ["dataset=fashion_mnist", "backbone=lit_lite", "augment.views=0"]
-SHOTS, SEEDS = "1,4,16", "1,2,3"
+STUDY = "demo"
 
 
 def demo(results: Path) -> int:
-    """Compare zero-shot with learned prompts at 1, 4 and 16 shots; show table, curve and nearest words."""
+    """Compare zero-shot with learned prompts at 1, 4 and 16 shots; show table, curve, nearest words, and the report."""
     console = Console(soft_wrap=True, highlight=False)
     console.print("Fashion-MNIST (10 kinds of clothing, 1,000 test images) with lit_lite, a small CLIP: ", end="")
     console.print("zero-shot against CoOp, 16 learned context vectors, three few-shot samples each\n")
     place = f"results={results}"
-    for grid in (
-        ["method=zero_shot", "template=null,imagenet7"],
-        ["method=coop", f"shots={SHOTS}", f"seed={SEEDS}"],
-    ):
-        code = run_command([*SETTING, *grid, place], multirun=True)
-        if code:
-            raise CoopError(f"a run of the demo failed: see failure.json below {results}")
+    if run_command([f"+experiment={STUDY}", place], multirun=True):
+        raise CoopError(f"a run of the demo failed: see failure.json below {results}")
     frame = select(with_difference(read_results(results)), ["dataset=fashion_mnist", "backbone=lit_lite"])
     table = make_table(frame, ["dataset", "method", "template"], ["shots"])
     console.print("\n" + escape(render(table, "text", console.width if console.is_terminal else None)))
     console.print(bars(table))
-    picture = results / "curve.png"
-    draw_curves(table, picture)
     best = frame[(frame["method"] == "coop") & (frame["shots"] == 16) & (frame["seed"] == 1)]["run"].iloc[0]
     console.print(f"\nThe words nearest to the 16 context vectors learned from 16 shots ({escape(str(best))}):\n")
     console.print(escape(render_words(context_words(Path(best), 4, "euclidean", whole_words=True), "text")))
-    console.print(f"The curve: {picture}. All runs: coop table {results}")
+    page = report_command(STUDY, [place], results / "report")[0]
+    console.print(f"Open {escape(str(page))} in a browser: curves, tables, words, and what changed, class by class.")
     return 0

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 
 from coop.cli import main as coop
-from coop.compose import study_cells
 from coop.data.description import load_description
 from coop.evaluate import evaluate, predictions
 from coop.progress import track
 from coop.results import RESULT, run_folder, write_json, write_predictions
 from coop.study import Cell, load_study
+from coop.sweep.compose import study_cells
 
 STUDY = "few_shot"
 OVERRIDES = ("backbone=lit_lite", "seed=1,2,3,4")

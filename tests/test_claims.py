@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from coop.claims import ATTEMPT, LOCK, Claims, Turn, being_done
 from coop.results import RESULT, write_json
+from coop.sweep.claims import ATTEMPT, LOCK, Claims, Turn, being_done
 
 
 def work_as_told(pipe: Connection) -> None:

@@ -20,11 +20,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
-from coop.claims import ATTEMPT, Claims
 from coop.cli import main
-from coop.compose import register_datasets
-from coop.launch import Share
 from coop.results import FAILURE, RESULT, flat
+from coop.sweep.claims import ATTEMPT, Claims
+from coop.sweep.compose import register_datasets
+from coop.sweep.launch import Share
 from tests.small_place import make_place, words_for
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from coop.cli import main
-from coop.compose import study_cells
-from coop.remaining import Remaining, remaining
-from coop.status import duration
 from coop.study import Cell, load_study, study_names
+from coop.sweep.compose import study_cells
+from coop.sweep.remaining import Remaining, remaining
+from coop.sweep.status import duration
 
 LEARNED = ("CoOp", "CoCoOp", "KgCoOp", "ProGrad, M=4")
 GRIDS = {  # runs of each series, counted by hand: datasets x backbones x options x shots x seeds

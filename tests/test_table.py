@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from coop.errors import CoopError
-from coop.report.curves import draw_curves
 from coop.report.render import render
 from coop.report.table import Table, make_table, select, with_difference
 from coop.results import read_results
@@ -82,7 +81,7 @@ def test_selection_keeps_the_baseline(results: Path) -> None:
         select(with_difference(read_results(results)), ["method=cop"])
 
 
-def test_formats(results: Path, tmp_path: Path) -> None:
+def test_formats(results: Path) -> None:
     table = table_of(results)
     text = render(table, "text", 200)
     assert "35.0 ±4.5 (+10.0) n=3" in text.replace("  ", " ") and "own split" in text
@@ -92,8 +91,6 @@ def test_formats(results: Path, tmp_path: Path) -> None:
     )
     markdown, latex = render(table, "markdown"), render(table, "latex")
     assert markdown.splitlines()[0].count("|") == 7 and r"\toprule" in latex and r"zero\_shot" in latex
-    draw_curves(table, tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_damaged_result_is_named(results: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from coop.claims import Claims, Turn
 from coop.config import RunConfig, first_line
 from coop.errors import CoopError
 from coop.progress import progress_display
 from coop.results import RESULT, planned_identity
 from coop.runner import Workshop, execute, prepare, recording_failure
+from coop.sweep.claims import Claims, Turn
 
 POLL = 1.0  # seconds between two looks at the runs of others
 

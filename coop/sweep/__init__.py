@@ -1,0 +1,1 @@
+"""Sweeps: grids and studies become runs, which one process does, or many share."""
