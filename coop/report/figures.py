@@ -55,7 +55,7 @@ def draw_curves(curves: Curves, paths: Iterable[Path]) -> None:
             axis.tick_params(labelbottom=below)
             axis.set_xlabel(curves.x if below and (number % columns == 0 or columns <= 2) else "")
             axis.set_ylabel(curves.y if number % columns == 0 else "")
-        _legend(figure, axes.flat, list(styles), 3 if columns > 2 else 2 if columns > 1 else 1)
+        _legend(figure, axes.flat, list(styles), 3 if columns > 2 else 2)
         _save(figure, paths)
 
 
