@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ class Composer:
 
     def __init__(self) -> None:
         self._parser = OverridesParser.create()
-        self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._bases: dict[tuple[str, ...], bytes] = {}  # pickled: a copy takes a sixth of deepcopy's time
         self._parts = _parts()
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
@@ -72,7 +73,7 @@ class Composer:
         try:
             parsed = {text: self._parse(text) for text in overrides}
             values = {text: override for text, override in parsed.items() if _sets_a_value(override)}
-            config = copy.deepcopy(self._base(tuple(text for text in overrides if text not in values)))
+            config = self._base(tuple(text for text in overrides if text not in values))
             try:
                 for override in values.values():
                     OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
@@ -83,16 +84,18 @@ class Composer:
             raise CoopError(sentence(error)) from error
 
     def _base(self, groups: tuple[str, ...]) -> DictConfig:
-        """Return the configuration for the choices of groups alone."""
+        """Return a new configuration for the choices of groups alone."""
         parts = [text for text in groups if text in self._parts]
-        if groups not in self._bases and parts:
-            base = copy.deepcopy(self._base(tuple(text for text in groups if text not in parts)))
-            for text in parts:
-                OmegaConf.update(base, text.split("=")[0], copy.deepcopy(self._parts[text]), merge=False)
-            self._bases[groups] = base
-        elif groups not in self._bases:
-            self._bases[groups] = compose("config", overrides=list(groups))
-        return self._bases[groups]
+        if groups not in self._bases:
+            if parts:
+                base = self._base(tuple(text for text in groups if text not in parts))
+                for text in parts:
+                    OmegaConf.update(base, text.split("=")[0], copy.deepcopy(self._parts[text]), merge=False)
+            else:
+                base = compose("config", overrides=list(groups))
+            self._bases[groups] = pickle.dumps(base)
+        config: DictConfig = pickle.loads(self._bases[groups])
+        return config
 
     @cache  # noqa: B019 - one composer lives as long as the command
     def _parse(self, text: str) -> Override:
