@@ -122,13 +122,13 @@ def test_confusions_are_those_of_the_matrix(results: Path) -> None:
     ours = np.mean([confusion_matrix(run["label"], run["predicted"], labels=range(4)) for run in learned], axis=0)
     theirs = confusion_matrix(zero["label"], zero["predicted"], labels=range(4))
     off = ~np.eye(4, dtype=bool)
-    assert len(detail.confusions) == int((np.maximum(ours, theirs)[off] > 0).sum()) > 0
+    assert len(detail.confusions) == int((ours[off] > 0).sum()) > 0
     for one in detail.confusions:
         i, j = names.index(one.label), names.index(one.predicted)
         assert i != j and one.n == theirs[i].sum()
         assert one.learned == pytest.approx(100 * ours[i, j] / one.n)
         assert one.baseline == pytest.approx(100 * theirs[i, j] / one.n)
-    counts = [max(one.learned, one.baseline) * one.n for one in detail.confusions]
+    counts = [round(one.learned * one.n) for one in detail.confusions]
     assert counts == sorted(counts, reverse=True)
 
 

@@ -46,11 +46,11 @@ def confusion_counts(runs: Sequence[Predictions], classes: int) -> Float[Tensor,
 def confusions(
     learned: Sequence[Predictions], baseline: Sequence[Predictions], names: Sequence[str], most: int = 12
 ) -> tuple[Confusion, ...]:
-    """Return the pairs of classes that are most often confused, by the one or the other, most frequent first."""
+    """Return the pairs of classes that the learned method confuses most often, most frequent first."""
     size = len(names)
     ours, theirs = confusion_counts(learned, size), confusion_counts(baseline, size)
     n = ours.sum(1)
-    wrong = torch.maximum(ours, theirs).fill_diagonal_(0).flatten()
+    wrong = ours.clone().fill_diagonal_(0).flatten()
     values, places = wrong.topk(min(most, size * size))
     found = []
     for value, place in zip(values.tolist(), places.tolist(), strict=True):
