@@ -59,5 +59,5 @@ def confusions(
             with_learned, with_baseline = (
                 100 * float(counts[label, predicted] / n[label]) for counts in (ours, theirs)
             )
-            found.append(Confusion(names[label], names[predicted], with_learned, with_baseline, int(n[label])))
+            found.append(Confusion(names[label], names[predicted], with_learned, with_baseline, round(float(n[label]))))
     return tuple(found)
