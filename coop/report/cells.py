@@ -163,6 +163,8 @@ def most(shots: Iterable[Any]) -> Any:
 def with_key(key: str, value: Any) -> str:
     """Return a key and its value as a heading: '16 shots', 'n_ctx=4'; names speak for themselves."""
     if key == "shots":
+        if value == "all":
+            return "all training images"
         return f"{said(value)} {'shot' if value == 1 else 'shots'}"
     return said(value) if key in ("label", "dataset", "backbone", "target", "method") else f"{key}={said(value)}"
 

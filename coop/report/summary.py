@@ -60,7 +60,7 @@ def _best(records: Sequence[Record], main: str | None) -> str | None:
     best = max(by_label, key=lambda label: by_label[label][0].mean or 0)
     value, note = by_label[best]
     shots = _most_shots(records)
-    at = f"At {with_key('shots', shots)}, {best}" if shots else best
+    at = f"With {with_key('shots', shots)}, {best}" if shots else best
     told = f"{at} {'is the best series:' if len(by_label) > 1 else 'reaches'} {value.mean:.1f} % {note}"
     if value.difference is not None and abs(value.difference) >= 0.05:
         told += f", {_points(value.difference)} {_side(value.difference)} zero-shot with the dataset's template"
@@ -122,7 +122,7 @@ def _extremes(records: Sequence[Record], main: str | None) -> str | None:
     if len(found) < 2:
         return None
     (high, first), (low, last) = found[0], found[-1]
-    at = f"At {with_key('shots', shots)}, " if shots else ""
+    at = f"With {with_key('shots', shots)}, " if shots else ""
     return (
         f"{at}{main} gains most on {said(first.the('dataset'))} ({high:+.1f} points) "
         f"and least on {said(last.the('dataset'))} ({low:+.1f})."

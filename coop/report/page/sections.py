@@ -67,7 +67,8 @@ def _extremes(report: Report) -> list[Highlight]:
     if not bars or not known:
         return []
     (best, gained), (worst, lost) = max(known), min(known)
-    made = [Highlight(signed(best), f"{bars.unit}, the largest gain: {gained}", direction(best))]
+    words = f"{bars.unit}, the {'smallest loss' if best < 0 else 'largest gain'}: {gained}"
+    made = [Highlight(signed(best), words, direction(best))]
     if len(known) > 1:
         words = f"{bars.unit}, the {'largest loss' if worst < 0 else 'smallest gain'}: {lost}"
         made.append(Highlight(signed(worst), words, direction(worst)))
