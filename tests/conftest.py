@@ -61,3 +61,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
     yield driver
     driver.quit()
+
+
+@pytest.fixture()
+def page(browser: Any, place: str) -> Iterator[Any]:
+    """Return the browser with the page at `place` freshly opened; nothing may be left in its console."""
+    from tests.page_browser import open_page
+
+    open_page(browser, place)
+    yield browser
+    assert browser.get_log("browser") == []

@@ -1,7 +1,6 @@
 """The page in a real browser: sorting, filtering, hovering, switching, by mouse and by keyboard."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,7 +13,7 @@ pytest.importorskip("selenium", reason="selenium is not installed (the extra `te
 from selenium.webdriver import ActionChains  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
-from tests.page_browser import Driver, every, one, open_page, point  # noqa: E402
+from tests.page_browser import Driver, every, one, point  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +26,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, sample: Report) -> str:
     path = tmp_path_factory.mktemp("page") / "report.html"
     write_page(sample, path)
     return path.as_uri()
-
-
-@pytest.fixture()
-def page(browser: Driver, place: str) -> Iterator[Driver]:
-    """Return the browser with the page freshly opened; nothing may be left in its console."""
-    open_page(browser, place)
-    yield browser
-    assert browser.get_log("browser") == []
 
 
 def grid_of(sample: Report) -> Grid:

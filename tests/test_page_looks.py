@@ -2,7 +2,6 @@
 
 import base64
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,7 +13,7 @@ pytest.importorskip("selenium", reason="selenium is not installed (the extra `te
 
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
-from tests.page_browser import Driver, every, look, one, open_page  # noqa: E402
+from tests.page_browser import Driver, every, look, one  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +21,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("page") / "report.html"
     write_page(report(), path)
     return path.as_uri()
-
-
-@pytest.fixture()
-def page(browser: Driver, place: str) -> Iterator[Driver]:
-    """Return the browser with the page freshly opened; nothing may be left in its console."""
-    open_page(browser, place)
-    yield browser
-    assert browser.get_log("browser") == []
 
 
 def colours(page: Driver, selector: str) -> tuple[list[float], list[float]]:

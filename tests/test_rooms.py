@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "coop").rglob("*.py"))
 ROOMS = (  # from the ground up: a room imports itself and what stands before it
     "errors", "paths", "memory", "progress", "data", "text", "embedded", "backbone", "features", "train", "methods",
     "config", "evaluate", "artefact", "protocols", "results", "study", "published", "interpret", "predict",
-    "importing", "runner", "sweep", "report", "demo", "pretrain", "cli",
+    "importing", "workshop", "runner", "sweep", "report", "demo", "pretrain", "cli",
 )  # fmt: skip
 UPWARDS = {("methods/prompt_ensemble.py", "artefact")}  # when asked: a method that is made of learned files
 

@@ -30,10 +30,10 @@ from coop.config import first_line
 from coop.errors import CoopError
 from coop.paths import resource_folder
 from coop.progress import progress_display
-from coop.runner import Workshop
 from coop.sweep.claims import Claims, being_done
 from coop.sweep.compose import register_datasets, sentence
 from coop.sweep.work import POLL, Job, work
+from coop.workshop import Workshop
 
 JOBS = 8  # on a cluster, where nothing says how many
 

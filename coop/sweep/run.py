@@ -13,12 +13,13 @@ from coop.errors import CoopError
 from coop.memory import keep_freed_memory
 from coop.progress import progress_display, track
 from coop.results import FAILURE
-from coop.runner import Run, Workshop, execute, prepare, read_result
+from coop.runner import Run, execute, prepare, read_result
 from coop.study import load_study
 from coop.sweep.claims import Claims, Turn
 from coop.sweep.compose import configurations, expand, experiment_of, study_runs
 from coop.sweep.launch import Launch, of_the_launcher
 from coop.sweep.work import POLL, Job, name_of, percent, work
+from coop.workshop import Workshop
 
 
 def run_command(overrides: Sequence[str], multirun: bool, show: bool = False) -> int:

@@ -13,8 +13,9 @@ from coop.config import RunConfig, first_line
 from coop.errors import CoopError
 from coop.progress import progress_display
 from coop.results import RESULT, planned_identity
-from coop.runner import Workshop, execute, prepare, recording_failure
+from coop.runner import execute, prepare, recording_failure
 from coop.sweep.claims import Claims, Turn
+from coop.workshop import Workshop
 
 POLL = 1.0  # seconds between two looks at the runs of others
 
