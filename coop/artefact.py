@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from coop.backbone import Backbone, load_backbone
 from coop.config import method_options
 from coop.errors import CoopError, unknown
 from coop.methods import METHODS, Classes, Method
+from coop.paths import written_whole
 
 FILE = "learned.safetensors"
 FORMAT = "1"
@@ -48,10 +48,8 @@ class Artefact:
         """Write the file, whole or not at all."""
         about = dataclasses.asdict(self)
         metadata = {k: json.dumps(v) for k, v in about.items() if k != "state"} | {"format": FORMAT}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file(self.state, temporary, metadata=metadata)
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            save_file(self.state, temporary, metadata=metadata)
 
     def load_backbone(self, device: str = "auto") -> Backbone:
         """Load the backbone that this was learned on. Raises CoopError if its weights have changed since."""

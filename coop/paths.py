@@ -1,6 +1,9 @@
-"""Where the files that are not code lie: the descriptions that come with the toolkit, and its cache."""
+"""Where files lie that are not code - descriptions that come with the toolkit, its cache - and how to write one."""
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from coop.errors import CoopError
@@ -24,3 +27,15 @@ def resource_folder(name: str) -> Path:
 def cache_folder() -> Path:
     """Return the folder for what can be computed again: COOP_CACHE, or ~/.cache/coop."""
     return Path(os.environ.get("COOP_CACHE") or Path.home() / ".cache" / "coop").expanduser()
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a file beside `path` to write, which takes its place if nothing fails, and goes if something does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

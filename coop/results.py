@@ -11,9 +11,7 @@
 
 import hashlib
 import json
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +26,7 @@ from coop.config import RunConfig
 from coop.data import Dataset
 from coop.embedded import ASSETS, TEXT_FILE
 from coop.errors import CoopError
+from coop.paths import written_whole
 
 RESULT, FAILURE, CONFIG, SAMPLE = "result.json", "failure.json", "config.yaml", "sample.json"
 PREDICTIONS = "predictions.safetensors"
@@ -100,10 +99,8 @@ def flat(mapping: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -120,9 +117,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_predictions(folder: Path, predictions: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write what was predicted, by test set, whole or not at all: the images in the order of the test split."""
     tensors = {f"{target}/{key}": tensor for target, some in predictions.items() for key, tensor in some.items()}
-    temporary = folder / f".{PREDICTIONS}.{uuid.uuid4().hex[:8]}.tmp"
-    save_file(tensors, temporary)
-    os.replace(temporary, folder / PREDICTIONS)
+    with written_whole(folder / PREDICTIONS) as temporary:
+        save_file(tensors, temporary)
 
 
 def read_predictions(folder: Path) -> dict[str, dict[str, Tensor]]:

@@ -236,9 +236,3 @@ def versions() -> dict[str, str]:
         "open_clip": open_clip.__version__,
         "python": platform.python_version(),
     }
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """Return a finished run's result."""
-    result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    return result

@@ -6,6 +6,7 @@ curves give it; a label's {key} is filled in from a run's configuration.
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,11 @@ def _faults(study: Study, stem: str) -> Iterator[str]:
     for part in study.show:
         if not isinstance(part.get("kind"), str):
             yield f"a part of `show` has no kind: {part}"
+
+
+def command_of(study: str, overrides: Sequence[str]) -> str:
+    """Return the command that runs a study, or a part of it, as a shell takes it."""
+    return shlex.join(["coop", "run", "-m", f"+experiment={study}", *overrides])
 
 
 def texts_of(values: Any) -> list[str]:

@@ -1,7 +1,6 @@
 """The few-shot sample as a file, so that a subset can be published, shared and trained on again."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from coop.data.content import Row, check_rows
 from coop.data.dataset import Dataset, Split
 from coop.data.split_file import load_json
 from coop.errors import CoopError
+from coop.paths import written_whole
 
 FORMAT = "coop few-shot sample 1"
 
@@ -28,13 +28,10 @@ def write_rows(path: Path, train: Sequence[Row], val: Sequence[Row], **about: An
     """Write rows as a sample file, whole or not at all."""
     head = json.dumps({"format": FORMAT, **about}, indent=1)[:-2]
     parts = [f' "{name}": [\n{_lines(rows)}\n ]' for name, rows in (("train", train), ("val", val))]
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(head + ",\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
-        os.replace(partial, path)
+        with written_whole(path) as partial:
+            partial.write_text(head + ",\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CoopError(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -1,6 +1,8 @@
 """A table as bars, for the terminal."""
 
-import pandas as pd
+from collections.abc import Mapping
+from typing import Any
+
 from rich.bar import Bar
 from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
@@ -8,7 +10,7 @@ from rich.table import Table as RichTable
 from coop.report.table import AVERAGE, Table
 
 
-def _name(cell: pd.Series, kinds: list[str]) -> str:
+def _name(cell: Mapping[Any, Any], kinds: list[str]) -> str:
     words = [str(cell["method"])] if "method" in kinds else []
     words += [f"{key} {cell[key]}" for key in kinds if key not in ("method", "backbone") and cell[key] == cell[key]]
     return ", ".join(word for word in words if not word.endswith(" None"))
@@ -20,7 +22,7 @@ def bars(table: Table, width: int = 50) -> RenderableType:
     for cell in table.cells.to_dict("records"):
         if cell.get("dataset") == AVERAGE:
             continue
-        what = _name(pd.Series(cell), table.rows[1:])
+        what = _name(cell, table.rows[1:])
         shots = f"{cell['shots']} shots" if cell["shots"] else ""
         grid.add_row(what, shots, Bar(100, 0, cell["mean"], width=width), f"{cell['mean']:.1f} %")
     return Group(grid)

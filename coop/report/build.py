@@ -21,7 +21,7 @@ from coop.report.panels import make_bars, make_curves
 from coop.report.prompts import Prompts
 from coop.report.runs import Runs
 from coop.report.summary import summary
-from coop.study import Study
+from coop.study import Study, texts_of
 
 Part = Grid | Curves | Bars | Words | Detail
 KINDS = ("curves", "gains", "table", "words", "detail")
@@ -151,8 +151,7 @@ def _own_datasets(study: Study) -> list[str]:
     """Return the datasets that the study's own file names: published averages are over these."""
     names: dict[str, None] = {}
     for grid in (study.grid, *(series.grid for series in study.series)):
-        values = grid.get("dataset", [])
-        names |= dict.fromkeys(map(str, values if isinstance(values, list) else [values]))
+        names |= dict.fromkeys(texts_of(grid.get("dataset", [])))
     return list(names)
 
 

@@ -8,7 +8,7 @@ from coop.errors import CoopError
 from coop.report.beside import Literature
 from coop.report.build import make_report
 from coop.report.files import write_report
-from coop.study import load_study, plan
+from coop.study import command_of, load_study, plan
 from coop.sweep.compose import results_folder, study_cells
 
 
@@ -23,6 +23,6 @@ def report_command(name: str, overrides: Sequence[str], output: Path | None) -> 
     frame = plan(study_cells(study, overrides), results)
     report = make_report(study, frame, Literature.of(study.name), results, overrides)
     if not report.done:
-        run = " ".join(["coop run -m", f"+experiment={study.name}", *overrides])
+        run = command_of(study.name, overrides)
         print(f"coop: nothing of this study is done in {results} yet: {run}", file=sys.stderr)
     return write_report(report, output or Path("reports") / study.name)

@@ -3,7 +3,7 @@
 All accuracies, gains, errors and spreads are in percent. None stands for what is not known.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 State = Literal["done", "partial", "missing", "failed"]
@@ -204,4 +204,4 @@ class Report:
     parts: tuple[Grid | Curves | Bars | Words | Detail, ...]
     reproductions: tuple[Reproduction, ...] = ()
     missing: tuple[Missing, ...] = ()
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...] = ()

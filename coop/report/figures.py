@@ -1,7 +1,6 @@
 """Figures as files: curves, sorted bars and reliability diagrams, by matplotlib."""
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from coop.paths import written_whole
 from coop.report.content import Bars, Curves, Detail, Line, Value
 
 FORMATS = ("svg", "pdf", "png")
@@ -203,9 +203,7 @@ def _save(figure: Figure, paths: Iterable[Path]) -> None:
     figure.draw_without_rendering()  # lays the panels out, once for all formats
     figure.set_layout_engine("none")
     for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
         undated = {"CreationDate": None} if path.suffix == ".pdf" else {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(temporary, dpi=150, metadata=undated)
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=undated)
     plt.close(figure)

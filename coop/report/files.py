@@ -27,18 +27,13 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise CoopError(f"{folder} is a file: give a folder to write the report into (--output FOLDER)")
-    written: list[Path] = []
-    parts = [*report.parts, None]
-    for part in track(parts, "writing", len(parts)):
-        written += _page(report, folder) if part is None else _files(part, folder)
+    write_page(report, folder / PAGE)
+    written = [folder / PAGE]
+    for part in track(report.parts, "writing", len(report.parts)):
+        written += _files(part, folder)
     written += _together(report, folder)
     _forget_older(folder, written)
-    return [folder / PAGE, *(path for path in written if path.name != PAGE)]
-
-
-def _page(report: Report, folder: Path) -> list[Path]:
-    write_page(report, folder / PAGE)
-    return [folder / PAGE]
+    return written
 
 
 def _files(part: Grid | Curves | Bars | Words | Detail, folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from coop.report.cells import NO_KEYS, Record, said
 from coop.report.content import Missing
+from coop.study import command_of
 
 _NARROWING = ("method", "shots", "seed")  # a command for these alone redoes nothing: what is done is skipped
 NAMED = 3  # series that a line names before it counts them
@@ -79,7 +80,7 @@ def _command(
             narrowed[key] = ",".join(sorted(wanted, key=_size))
     kept = [override for override in overrides if override.split("=", 1)[0] not in narrowed]
     words = [f"{key}={value}" for key, value in narrowed.items()]
-    return " ".join(["coop run -m", f"+experiment={study}", *words, *kept])
+    return command_of(study, [*words, *kept])
 
 
 def _size(text: str) -> tuple[float, str]:

@@ -1,12 +1,11 @@
 """What the report reads from the run folders themselves, each file once."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from coop.results import RESULT, read_predictions
+from coop.results import RESULT, read_json, read_predictions
 
 
 class Runs:
@@ -24,7 +23,7 @@ class Runs:
     def result(self, run: str) -> dict[str, Any]:
         """Return what a run's result.json says."""
         if run not in self._results:
-            self._results[run] = json.loads((self.folder(run) / RESULT).read_text(encoding="utf-8"))
+            self._results[run] = read_json(self.folder(run) / RESULT)
         return self._results[run]
 
     def predictions(self, run: str, target: str) -> dict[str, Tensor] | None:

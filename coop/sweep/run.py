@@ -12,8 +12,8 @@ from coop.config import run_config
 from coop.errors import CoopError
 from coop.memory import keep_freed_memory
 from coop.progress import progress_display, track
-from coop.results import FAILURE
-from coop.runner import Run, execute, prepare, read_result
+from coop.results import FAILURE, RESULT, read_json
+from coop.runner import Run, execute, prepare
 from coop.study import load_study
 from coop.sweep.claims import Claims, Turn
 from coop.sweep.compose import configurations, expand, experiment_of, study_runs
@@ -123,7 +123,7 @@ def _closing(jobs: Sequence[Job], troubles: Sequence[str], console: Console) -> 
 
 def describe(folder: Path, results: Path) -> str:
     """Return what a finished run found, in a few lines."""
-    result = read_result(folder)
+    result = read_json(folder / RESULT)
     lines = [name_of(folder, results)]
     width = max(len(name) for name in result["targets"])
     for name, m in result["targets"].items():

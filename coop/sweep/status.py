@@ -1,7 +1,6 @@
 """`coop study`: which studies there are, what one is, and how far it has come."""
 
 import json
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +12,7 @@ from rich.table import Table
 from coop.config import RunConfig, run_config
 from coop.errors import CoopError
 from coop.progress import track
-from coop.study import Cell, Study, load_study, plan, study_names
+from coop.study import Cell, Study, command_of, load_study, plan, study_names
 from coop.sweep.compose import experiment_of, results_folder, study_jobs, study_runs
 from coop.sweep.remaining import Remaining, remaining
 from coop.workshop import Workshop
@@ -77,7 +76,7 @@ def _describe(study: Study, overrides: Sequence[str], cells: Sequence[Cell], con
     console.print(table)
     different = len({_identity(cell) for cell in cells})
     shared = f", {different} of them different" if different < len(cells) else ""
-    console.print(f"{len(cells)} runs{shared}: {escape(_command(study, overrides))}")
+    console.print(f"{len(cells)} runs{shared}: {escape(command_of(study.name, overrides))}")
 
 
 def _status(
@@ -104,7 +103,7 @@ def _status(
     console.print(f"{counts}, of {_runs(len(different))} in {escape(str(results))}")
     console.print(told(remaining((cell, state, seconds) for cell, state, seconds, *_ in different)))
     if todo:
-        console.print(f"the rest: {escape(_command(study, overrides))}")
+        console.print(f"the rest: {escape(command_of(study.name, overrides))}")
 
 
 def _counts(runs: Iterable[Run]) -> Table:
@@ -174,7 +173,3 @@ def _runs(count: int) -> str:
 
 def _identity(cell: Cell) -> str:
     return json.dumps(dict(cell.about), sort_keys=True, default=str)
-
-
-def _command(study: Study, overrides: Sequence[str]) -> str:
-    return shlex.join(["coop", "run", "-m", f"+experiment={study.name}", *overrides])

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from coop.report.page import bars, curves
 from coop.report.page.numbers import decimals_of, decimals_of_grid, direction, number, signed, spoken
 from coop.report.page.sections import highlights, sections
 from coop.report.page.sources import Sources
+from coop.results import write_text
 
 HERE = Path(__file__).resolve().parent
 STYLES = ("style.css", "parts.css", "print.css")
@@ -22,11 +22,7 @@ SCRIPTS = ("values.js", "charts.js", "tables.js", "page.js")
 
 def write_page(report: Report, path: Path) -> None:
     """Write the report as one HTML file, whole or not at all."""
-    text = render_page(report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, render_page(report))
 
 
 def render_page(report: Report) -> str:
