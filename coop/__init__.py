@@ -13,23 +13,23 @@ except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
 if TYPE_CHECKING:
-    from coop.backbone import Backbone, load_backbone
+    from coop.clip.backbone import Backbone, load_backbone
+    from coop.clip.words import nearest_words
     from coop.data import few_shot_sample
     from coop.errors import CoopError
-    from coop.interpret import nearest_words
+    from coop.learned import Classifier
     from coop.methods.coop import PromptLearner
-    from coop.predict import Classifier
     from coop.train import learning_rates
 
 _HOMES = {
-    "Backbone": "coop.backbone",
-    "Classifier": "coop.predict",
+    "Backbone": "coop.clip.backbone",
+    "Classifier": "coop.learned",
     "CoopError": "coop.errors",
     "PromptLearner": "coop.methods.coop",
     "few_shot_sample": "coop.data",
     "learning_rates": "coop.train",
-    "load_backbone": "coop.backbone",
-    "nearest_words": "coop.interpret",
+    "load_backbone": "coop.clip.backbone",
+    "nearest_words": "coop.clip.words",
 }
 
 __all__ = [

@@ -97,7 +97,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _run(args: argparse.Namespace) -> int:
-    from coop.sweep.run import run_command
+    from coop.runs.command import run_command
 
     return run_command(args.overrides, args.multirun, args.cfg)
 
@@ -110,7 +110,7 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _study(args: argparse.Namespace) -> int:
-    from coop.sweep.status import study_command
+    from coop.runs.status import study_command
 
     return study_command(args.name, args.overrides, args.status)
 
@@ -129,7 +129,7 @@ def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _table(args: argparse.Namespace) -> int:
     from coop.report.render import render
     from coop.report.table import make_table, select, with_difference
-    from coop.results import read_results
+    from coop.runs.store import read_results
 
     frame = select(with_difference(read_results(args.results), args.value), args.where)
     table = make_table(frame, args.rows, args.columns, args.value)
@@ -191,7 +191,7 @@ def _predict(args: argparse.Namespace) -> int:
     import json
 
     from coop.errors import unknown
-    from coop.predict import Classifier
+    from coop.learned import Classifier
 
     if args.format not in ("text", "json"):
         raise unknown("format", args.format, ("text", "json"))
@@ -223,8 +223,8 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _import(args: argparse.Namespace) -> int:
-    from coop.backbone import load_backbone
-    from coop.importing import import_coop, original_state
+    from coop.clip.backbone import load_backbone
+    from coop.original import import_coop, original_state
 
     original_state(args.checkpoint)  # a wrong file is told before a model is loaded
     names = args.classes
@@ -246,7 +246,7 @@ def _names(text: str) -> list[str]:
 
 
 def _put(text: str, output: Path | None) -> None:
-    from coop.results import write_text
+    from coop.io import write_text
 
     if output:
         write_text(output, text)

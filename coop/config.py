@@ -10,11 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from coop.backbone import PRECISIONS
+from coop.clip.backbone import PRECISIONS
 from coop.data.few_shot import Shots
 from coop.errors import CoopError, unknown
-from coop.methods import METHODS
-from coop.paths import cache_folder
+from coop.io import cache_folder
+from coop.options import OPTIONS
 from coop.train import resolved
 
 PROTOCOLS = ("all_classes", "base_to_new", "cross_dataset", "domain_generalisation")
@@ -65,16 +65,16 @@ def run_config(config: DictConfig) -> RunConfig:
         raise CoopError(f"the configuration is not complete: {first_line(error)}") from error
     values.pop("hydra", None)
     method = values.pop("method")
-    if method not in METHODS:
-        raise unknown("method", str(method), METHODS)
-    kind = METHODS[method]
+    if method not in OPTIONS:
+        raise unknown("method", str(method), OPTIONS)
+    kind = OPTIONS[method]
     shots: Shots
     if kind.trains:
         shots, seed = _shots(values["shots"]), _whole("seed", values["seed"], 0)
     else:
         shots, seed = 0, 0
     dataset = values["dataset"]
-    options = resolved(method_options(kind.Options, values), shots, str(dataset.get("name")))
+    options = resolved(method_options(kind, values), shots, str(dataset.get("name")))
     if values["precision"] not in PRECISIONS:
         raise unknown("precision", str(values["precision"]), PRECISIONS)
     protocol = ProtocolConfig(values["protocol"]["name"], tuple(values["protocol"]["targets"] or ()))

@@ -11,8 +11,8 @@ from coop.report.command import report_command
 from coop.report.render import render
 from coop.report.table import make_table, select, with_difference
 from coop.report.words import context_words, render_words
-from coop.results import read_results
-from coop.sweep.run import run_command
+from coop.runs.command import run_command
+from coop.runs.store import read_results
 
 STUDY = "demo"
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from coop.data.images import SHOWN, open_rgb
 from coop.errors import CoopError
-from coop.progress import track
+from coop.io import track
 
 log = logging.getLogger(__name__)
 
@@ -38,28 +38,35 @@ SHARD_ROWS = 4096  # an interrupted computation loses at most this many
 
 
 @dataclass(frozen=True)
-class LabelledFeatures:
-    """Features of a labelled sample, not normalised: the test view, and the random views that training draws from.
+class Samples:
+    """The cached inputs of a labelled sample: the test view of each image, and random views for training.
 
-    `views` is empty (0, n, e) for training on the test view. With `fresh`, view t belongs to epoch t alone.
+    A row is what the method's tap holds: a feature, not normalised, or uint8 pixels (3, h, w).
+    `views` is empty (0, n, ...) for training on the test view. With `fresh`, view t belongs to epoch t alone.
     """
 
     labels: Int[Tensor, " n"]
-    test_view: Float[Tensor, "n e"]
-    views: Float[Tensor, "v n e"]
+    test_view: Shaped[Tensor, "n *row"]
+    views: Shaped[Tensor, "v n *row"]
     fresh: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def epoch(self, epoch: int, generator: torch.Generator) -> Float[Tensor, "n e"]:
-        """Return what one epoch sees: the test view, this epoch's own view, or one view drawn for each image."""
+    def draw(self, epoch: int, generator: torch.Generator) -> Int[Tensor, " n"] | None:
+        """Return the view of each image that one epoch shows; None for the test view."""
         if not len(self.views):
-            return self.test_view
+            return None
         if self.fresh:
-            return self.views[epoch]
-        drawn = torch.randint(len(self.views), (len(self),), generator=generator).to(self.views.device)
-        return self.views[drawn, torch.arange(len(self), device=drawn.device)]
+            return torch.full((len(self),), epoch)
+        return torch.randint(len(self.views), (len(self),), generator=generator)
+
+    def batch(self, rows: Int[Tensor, " b"], drawn: Int[Tensor, " n"] | None) -> Shaped[Tensor, "b *row"]:
+        """Return the inputs of some images, in the views that `draw` gave."""
+        if drawn is None:
+            return self.test_view[rows.to(self.test_view.device)]
+        device = self.views.device
+        return self.views[drawn[rows.to(drawn.device)].to(device), rows.to(device)]
 
 
 class FeatureCache:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -11,46 +11,12 @@ from torch import Tensor, nn
 
 from coop.data.few_shot import Shots
 from coop.errors import CoopError
-from coop.features import LabelledFeatures
-from coop.progress import track
+from coop.features import Samples
+from coop.io import track
+from coop.options import Training
 
-Batch = tuple[Float[Tensor, "b e"], Int[Tensor, " b"]]
+Batch = tuple[Tensor, Int[Tensor, " b"]]  # inputs of a tap, labels
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Augment:
-    """`views`: 0: the test view; V > 0: one of V random views, drawn per image and epoch; `epochs`: a fresh one."""
-
-    views: int | str = 10
-
-    def __post_init__(self) -> None:
-        if self.views != "epochs" and not (isinstance(self.views, int) and self.views >= 0):
-            raise CoopError(f"augment.views={self.views}: give 0, a number of views, or 'epochs'")
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a method is trained. `epochs=None` is the protocol's number for the shots; 0 leaves it untrained."""
-
-    epochs: int | None = None
-    lr: float = 0.002
-    batch_size: int = 32
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_epochs: int = 1
-    warmup_lr: float = 1e-5
-    augment: Augment = field(default_factory=Augment)
-
-    def __post_init__(self) -> None:
-        if self.epochs is not None and self.epochs < 0:
-            raise CoopError(f"epochs={self.epochs}: give 0 or more")
-        if self.batch_size < 1:
-            raise CoopError(f"batch_size={self.batch_size}: give 1 or more")
-        for name in ("lr", "momentum", "weight_decay", "warmup_lr", "warmup_epochs"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise CoopError(f"{name}={value}: give 0 or more")
 
 
 def resolved(options: T, shots: Shots, dataset: str) -> T:
@@ -88,15 +54,15 @@ def steps_per_epoch(n: int, batch_size: int, drop_last: bool = True) -> int:
 
 
 def epoch_batches(
-    data: LabelledFeatures, epochs: int, batch_size: int, generator: torch.Generator, drop_last: bool = True
+    data: Samples, epochs: int, batch_size: int, generator: torch.Generator, drop_last: bool = True
 ) -> Iterator[Batch]:
-    """Yield the batches of all epochs: each epoch draws its views, then an order."""
+    """Yield the batches of all epochs: each epoch draws a view of each image, then an order."""
     for epoch in range(epochs):
-        features = data.epoch(epoch, generator)
-        order = torch.randperm(len(data), generator=generator).to(features.device)
+        drawn = data.draw(epoch, generator)
+        order = torch.randperm(len(data), generator=generator)
         for step in range(steps_per_epoch(len(data), batch_size, drop_last)):
             chosen = order[step * batch_size : (step + 1) * batch_size]
-            yield features[chosen], data.labels[chosen]
+            yield data.batch(chosen, drawn), data.labels[chosen.to(data.labels.device)]
 
 
 def sgd(parameters: Iterable[nn.Parameter], options: Training) -> torch.optim.Optimizer:
@@ -106,29 +72,32 @@ def sgd(parameters: Iterable[nn.Parameter], options: Training) -> torch.optim.Op
 
 def train(
     optimizer: torch.optim.Optimizer,
-    loss_of: Callable[[Float[Tensor, "b e"], Int[Tensor, " b"]], Float[Tensor, ""]],
+    backward: Callable[[Tensor, Int[Tensor, " b"]], Float[Tensor, ""]],
     batches: Iterable[Batch],
     rates: list[float],
     description: str = "training",
+    after_step: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Take one step per batch at the given learning rates; return every step's loss.
+
+    `backward` computes a batch's gradients and returns its loss; `after_step` is told the number of each step, from 0.
 
     Raises CoopError, with the step and its learning rate, when a loss is not finite.
     """
     losses: list[Tensor] = []
     checked = 0
     steps = zip(rates, batches, strict=True)
-    for step, (rate, (features, labels)) in enumerate(track(steps, description, len(rates))):
+    for step, (rate, (inputs, labels)) in enumerate(track(steps, description, len(rates))):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(features, labels)
-        loss.backward()
+        losses.append(backward(inputs, labels).detach())
         optimizer.step()
-        losses.append(loss.detach())
         if step % 64 == 63 or step == len(rates) - 1:  # asking after every step would make a GPU wait for it
             _check_finite(losses[checked:], checked, rates)
             checked = len(losses)
+        if after_step is not None:
+            after_step(step)
     return [float(loss) for loss in losses]
 
 

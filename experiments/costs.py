@@ -15,8 +15,8 @@ from typing import Any
 from tabulate import tabulate
 
 from coop.data import load_description
-from coop.study import Cell, load_study, study_names
-from coop.sweep.compose import study_cells
+from coop.runs.grid import study_cells
+from coop.runs.study import Cell, load_study, study_names
 
 STATE = 0.530 / 449  # s for a token's state, there and back: a step with 449 took 530.1 ms on 2 CPU cores (README)
 SUFFIX = 4.3  # states of a class behind the context: (449 - 17) / 100

@@ -25,10 +25,10 @@ import torch
 from coop.cli import main as coop
 from coop.data.description import load_description
 from coop.evaluate import evaluate, predictions
-from coop.progress import track
-from coop.results import RESULT, run_folder, write_json, write_predictions
-from coop.study import Cell, load_study
-from coop.sweep.compose import study_cells
+from coop.io import track, write_json
+from coop.runs.grid import study_cells
+from coop.runs.store import RESULT, run_folder, write_predictions
+from coop.runs.study import Cell, load_study
 
 STUDY = "few_shot"
 OVERRIDES = ("backbone=lit_lite", "seed=1,2,3,4")

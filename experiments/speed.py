@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from open_clip import IMAGENET_CLASSNAMES
 from torch import Tensor
 
-from coop.backbone import Backbone, load_backbone
-from coop.memory import keep_freed_memory
+from coop.clip.backbone import Backbone, load_backbone
+from coop.machine import keep_freed_memory
 from coop.methods.coop import PromptLearner
 from experiments.speed_cocoop import measure, report
 

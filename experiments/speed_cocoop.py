@@ -21,11 +21,11 @@ import open_clip
 import torch
 from torch import Tensor
 
-from coop.backbone import Backbone, load_backbone
-from coop.memory import keep_freed_memory
+from coop.clip.backbone import Backbone, load_backbone
+from coop.clip.encode import PromptEncoder
+from coop.machine import keep_freed_memory
 from coop.methods.base import Classes
 from coop.methods.cocoop import CoCoOp, CoCoOpOptions
-from coop.text.encode import PromptEncoder
 
 ARCHITECTURE = "ViT-B-32"
 PLAIN_CLASSES = 100  # more are extrapolated: 1000 would keep about 20 GB

@@ -10,7 +10,7 @@ import open_clip
 import pytest
 import torch
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coop.backbone import Backbone
-from coop.features import LabelledFeatures
+from coop.clip.backbone import Backbone
+from coop.features import Samples
 from coop.methods.base import Classes
 
 NAMES = ("forest", "annual crop land", "great white shark", "abbey", "yin_yang")
@@ -39,7 +39,7 @@ def hand_written(backbone: Backbone, template: str = CLASSES.template, names: Se
     return F.normalize(encode(backbone, [template.format(name.replace("_", " ")) for name in names]), dim=-1)
 
 
-def sample(backbone: Backbone, shots: int, views: int = 0, seed: int = 0, spread: float = 1.0) -> LabelledFeatures:
+def sample(backbone: Backbone, shots: int, views: int = 0, seed: int = 0, spread: float = 1.0) -> Samples:
     """Return noisy features around each class's hand-written text feature: learnable, not yet learned."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.arange(len(NAMES)).repeat_interleave(shots)
@@ -51,7 +51,7 @@ def sample(backbone: Backbone, shots: int, views: int = 0, seed: int = 0, spread
         return 3 * (directions[labels] + spread * noise)
 
     n = len(labels)
-    return LabelledFeatures(labels, draw(n), draw(views, n))
+    return Samples(labels, draw(n), draw(views, n))
 
 
 def leaf(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 
 NAMES = ("forest", "annual crop land", "great white shark", "abbey", "yin_yang", "pond")
 VISION = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
@@ -106,9 +106,9 @@ def plain_features(backbone: Backbone, ctx: Tensor, position: str, names: Sequen
     m = ctx.shape[-2]
     model: Any = backbone.model
     text: Any = getattr(model, "text", model)
-    spoken = [name.replace("_", " ") for name in names]
+    readable_name = [name.replace("_", " ") for name in names]
     head, pad = len(backbone.vocabulary.head), backbone.vocabulary.pad
-    alone = (backbone.tokenizer(spoken) != pad).sum(dim=1) - (backbone.tokenizer([""]) != pad).sum()
+    alone = (backbone.tokenizer(readable_name) != pad).sum(dim=1) - (backbone.tokenizer([""]) != pad).sum()
 
     def substitute(module: Any, inputs: Any, embedded: Tensor) -> Tensor:
         rows = []
@@ -119,7 +119,7 @@ def plain_features(backbone: Backbone, ctx: Tensor, position: str, names: Sequen
             rows.append(torch.cat([row[:head], first, name, second, rest]))
         return torch.stack(rows)
 
-    prompts = [" ".join(["X"] * m) + f" {name}." for name in spoken]
+    prompts = [" ".join(["X"] * m) + f" {name}." for name in readable_name]
     hook = text.token_embedding.register_forward_hook(substitute)
     try:
         ids = backbone.tokenizer(prompts, context_length=text.context_length)

@@ -12,12 +12,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from coop.artefact import Artefact, load_artefact, load_method
-from coop.backbone import Backbone, load_backbone
+from coop.clip.backbone import Backbone, load_backbone
 from coop.errors import CoopError
-from coop.methods import METHODS, Classes
-from coop.methods.base import Method
-from coop.predict import Classifier
+from coop.learned import Classifier, Learned, load_learned, load_method
+from coop.methods import METHODS
+from coop.methods.base import Classes, Method
 from tests.methods_plain import CLASSES, NAMES, hand_written, sample, with_context
 from tests.small_towers import FAMILIES, small_backbone
 
@@ -40,7 +39,7 @@ def learned(kind: str, backbone: Backbone, classes: Classes = CLASSES) -> Any:
 @pytest.mark.parametrize("kind", LEARNED)
 def test_comes_back_as_it_was(kind: str, tiny_backbone: Backbone, tmp_path: Path) -> None:
     method, features = learned(kind, tiny_backbone), sample(tiny_backbone, shots=3, seed=7).test_view
-    Artefact.of(method).save(tmp_path / "run" / "learned.safetensors")
+    Learned.of(method).save(tmp_path / "run" / "learned.safetensors")
     again = load_method(tmp_path / "run", backbone=tiny_backbone)
     assert torch.equal(again.logits(features), method.logits(features))
     assert (again.classes, again.options, again.seed) == (method.classes, method.options, 4)
@@ -50,7 +49,7 @@ def test_comes_back_as_it_was(kind: str, tiny_backbone: Backbone, tmp_path: Path
 def test_the_file_says_what_it_is(tiny_backbone: Backbone, tmp_path: Path) -> None:
     """Read with safetensors alone."""
     method = learned("unified", tiny_backbone)
-    Artefact.of(method).save(tmp_path / "learned.safetensors")
+    Learned.of(method).save(tmp_path / "learned.safetensors")
     assert torch.equal(load_file(tmp_path / "learned.safetensors")["ctx"], method.learner.ctx.detach())
     with safe_open(tmp_path / "learned.safetensors", "pt") as file:
         about = {key: json.loads(value) for key, value in file.metadata().items()}
@@ -73,7 +72,7 @@ def test_moved_to_new_classes(tiny_backbone: Backbone) -> None:
 
 
 def test_another_backbone_is_refused(tiny_backbone: Backbone, tmp_path: Path) -> None:
-    Artefact.of(learned("unified", tiny_backbone)).save(tmp_path / "learned.safetensors")
+    Learned.of(learned("unified", tiny_backbone)).save(tmp_path / "learned.safetensors")
     with pytest.raises(CoopError, match=r"learned on tiny .*, not on custom .*: load the backbone that it was"):
         load_method(tmp_path, backbone=small_backbone(FAMILIES["CLIP with GELU"]))
 
@@ -88,7 +87,7 @@ def test_changed_weights_are_noticed_when_the_backbone_is_loaded(tmp_path: Path)
     (tmp_path / "tiny.json").write_text(json.dumps(config))
     torch.save(open_clip.CLIP(**config).state_dict(), tmp_path / "weights.pt")
     backbone = load_backbone(str(tmp_path / "tiny.json"), str(tmp_path / "weights.pt"))
-    Artefact.of(learned("zero_shot", backbone)).save(tmp_path / "learned.safetensors")
+    Learned.of(learned("zero_shot", backbone)).save(tmp_path / "learned.safetensors")
 
     images = [Image.effect_noise((30, 20), sigma).convert("RGB") for sigma in (20, 90, 150)]
     images[1].save(tmp_path / "one.png")
@@ -112,7 +111,7 @@ def test_changed_weights_are_noticed_when_the_backbone_is_loaded(tmp_path: Path)
 
 
 def test_a_classifier_for_other_names(tiny_backbone: Backbone, tmp_path: Path) -> None:
-    Artefact.of(learned("unified", tiny_backbone)).save(tmp_path / "learned.safetensors")
+    Learned.of(learned("unified", tiny_backbone)).save(tmp_path / "learned.safetensors")
     classifier = Classifier.load(tmp_path, [" river", "abbey "], backbone=tiny_backbone)
     assert classifier.class_names == ("river", "abbey")
     for names in ([], ["river", ""], ["river", "river"]):
@@ -137,7 +136,7 @@ def test_a_classifier_for_other_names(tiny_backbone: Backbone, tmp_path: Path) -
 ])  # fmt: skip
 def test_files_that_hold_nothing_learned(name: str, said: str, tiny_backbone: Backbone, tmp_path: Path) -> None:
     good = tmp_path / "good.safetensors"
-    Artefact.of(learned("unified", tiny_backbone)).save(good)
+    Learned.of(learned("unified", tiny_backbone)).save(good)
     with safe_open(good, "pt") as file:
         about = dict(file.metadata())
     (tmp_path / "text.safetensors").write_text("words")
@@ -152,7 +151,7 @@ def test_files_that_hold_nothing_learned(name: str, said: str, tiny_backbone: Ba
     ):
         save_file({"ctx": torch.zeros(3, 32)}, tmp_path / f"{kind}.safetensors", metadata=metadata)
     with pytest.raises(CoopError, match=said) as caught:
-        load_artefact(tmp_path / name)
+        load_learned(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
@@ -162,7 +161,7 @@ def test_files_that_hold_nothing_learned(name: str, said: str, tiny_backbone: Ba
     {"options": {"n_ctx": "many"}}, {"options": {"n_ctx": 4}}, {"options": {"ctx_position": "top"}},
 ])  # fmt: skip
 def test_contents_that_do_not_fit(change: dict[str, Any], tiny_backbone: Backbone) -> None:
-    artefact = dataclasses.replace(Artefact.of(learned("unified", tiny_backbone)), **change)
+    artefact = dataclasses.replace(Learned.of(learned("unified", tiny_backbone)), **change)
     with pytest.raises(CoopError) as caught:
         artefact.restore(tiny_backbone)
     assert "\n" not in str(caught.value)

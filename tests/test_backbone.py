@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from coop.backbone import Backbone, _resolve, load_backbone
+from coop.clip.backbone import Backbone, _resolve, load_backbone
 from coop.errors import CoopError
 from coop.methods.coop import CoOp, CoOpOptions
 from tests.methods_plain import CLASSES, sample

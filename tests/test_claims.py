@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from coop.results import RESULT, write_json
-from coop.sweep.claims import ATTEMPT, LOCK, Claims, Turn, being_done
+from coop.io import write_json
+from coop.runs.claims import ATTEMPT, LOCK, Claims, Turn, being_done
+from coop.runs.store import RESULT
 
 
 def work_as_told(pipe: Connection) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from coop.cli import main
-from coop.predict import Classifier
+from coop.learned import Classifier
 from tests.small_place import COLOURS, make_place, words_for
 
 

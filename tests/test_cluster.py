@@ -21,10 +21,10 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 
 from coop.cli import main
-from coop.results import FAILURE, RESULT, flat
-from coop.sweep.claims import ATTEMPT, Claims
-from coop.sweep.compose import register_datasets
-from coop.sweep.launch import Share
+from coop.runs.claims import ATTEMPT, Claims
+from coop.runs.grid import register_datasets
+from coop.runs.launch import Share
+from coop.runs.store import FAILURE, RESULT, flat
 from tests.small_place import make_place, words_for
 
 ROOT = Path(__file__).resolve().parents[1]

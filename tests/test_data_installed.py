@@ -8,7 +8,7 @@ from pathlib import Path
 
 import coop
 from coop.data import dataset_descriptions
-from coop.paths import resource_folder
+from coop.io import resource_folder
 
 PROGRAM = "from coop.data import dataset_descriptions as d; print(len(d()), next(iter(d().values())).parent)"
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
+from coop.clip.encode import PromptEncoder
 from coop.errors import CoopError
 from coop.methods.coop import PromptLearner
-from coop.text.encode import PromptEncoder
 from tests.small_towers import FAMILIES, NAMES, plain_features, small_backbone
 
 POSITIONS = ("end", "middle", "front")

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torchvision import transforms
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import FeatureCache, ViewTransform
 from tests.small_towers import FAMILIES, small_backbone

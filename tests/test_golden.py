@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from coop.backbone import Backbone
-from coop.methods.base import Classes
+from coop.clip.backbone import Backbone
+from coop.methods.base import Classes, scaled_cosine
 from coop.methods.coop import CoOp, CoOpOptions
-from coop.methods.zero_shot import scaled_cosine
 from coop.train import learning_rates, sgd, train
 
 CASES = [
@@ -82,7 +81,7 @@ def test_trajectory(golden: Path, tiny: Backbone, name: str) -> None:
 
     rates = learning_rates(options.epochs, len(batches) // options.epochs, options.lr)
     torch.testing.assert_close(torch.tensor(rates), record["lrs"].float(), rtol=1e-6, atol=0)
-    losses = train(sgd([ctx], options), method.loss, batches, rates)
+    losses = train(sgd([ctx], options), method.backward, batches, rates)
     close(torch.tensor(losses), record["losses"])
     close(ctx.detach(), record["ctx"])
     close(scaled_cosine(tiny, features, method.learner.class_features()).detach(), record["logits"])

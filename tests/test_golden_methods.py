@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
+from coop.methods.base import TrainedMethod
 from coop.methods.clip_adapter import ClipAdapter, ClipAdapterOptions
 from coop.methods.cocoop import CoCoOp, CoCoOpOptions
-from coop.methods.trained import Trained
 from coop.train import Batch, learning_rates, sgd, train
 from tests.test_golden import golden_classes, tiny_clip
 
@@ -30,7 +30,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
 
 
-def follow(method: Trained, tiny: Backbone, record: Record, ours: dict[str, str], batch_size: int) -> None:
+def follow(method: TrainedMethod, tiny: Backbone, record: Record, ours: dict[str, str], batch_size: int) -> None:
     """Train as recorded, comparing first gradient, losses, final parameters and logits; `ours` maps their names."""
     parameters = method.parameters()
     initial = {ours[name[5:]]: tensor for name, tensor in record.items() if name.startswith("init.")}
@@ -47,8 +47,8 @@ def follow(method: Trained, tiny: Backbone, record: Record, ours: dict[str, str]
     epochs = len(record["order"])
     rates = learning_rates(epochs, len(batches) // epochs)
     torch.testing.assert_close(torch.tensor(rates), record["lrs"].float(), rtol=1e-6, atol=0)
-    losses = train(sgd(method.trainable(), method.options), method.loss, batches, rates)
-    method.forget()
+    losses = train(sgd(method.trainable(), method.options), method.backward, batches, rates)
+    method.reset_cache()
     close(torch.tensor(losses), record["losses"])
     for theirs, name in ours.items():
         close(parameters[name].detach(), record[f"final.{theirs}"])

@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from coop.artefact import load_artefact
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from coop.errors import CoopError
-from coop.importing import import_coop, original_state
-from coop.methods import Classes
+from coop.learned import load_learned
+from coop.methods.base import Classes
+from coop.original import import_coop, original_state
 from tests.methods_plain import NAMES, with_context
 from tests.test_golden import tiny_clip
 
@@ -70,7 +70,7 @@ def test_the_originals_own_checkpoint(assets: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(artefact.state["ctx"], record["ctx"], rtol=1e-3, atol=1e-4)
     artefact.save(tmp_path / "learned.safetensors")
     names = tuple(json.loads((golden / "cases.json").read_text())["class_names"])
-    method = load_artefact(tmp_path).restore(tiny, Classes(names))
+    method = load_learned(tmp_path).restore(tiny, Classes(names))
     logits = method.logits(tiny.encode_images(record["images"]))
     torch.testing.assert_close(logits, record["logits"].float(), rtol=1e-3, atol=2e-3)
 

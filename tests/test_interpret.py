@@ -10,10 +10,10 @@ import open_clip
 import pytest
 import torch
 
-from coop.artefact import Artefact
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
+from coop.clip.words import nearest_words
 from coop.errors import CoopError
-from coop.interpret import nearest_words
+from coop.learned import Learned
 from coop.methods.base import Classes
 from coop.methods.coop import CoOp, CoOpOptions
 from coop.report.words import render_words
@@ -87,7 +87,7 @@ def test_class_specific_contexts_are_told_by_class(tiny_backbone: Backbone) -> N
     """Text, JSON and CSV of the same words."""
     names = ("forest", "red pond")
     options = CoOpOptions(epochs=0, class_specific=True, ctx_init="photo of")
-    ctx = Artefact.of(CoOp(tiny_backbone, Classes(names), options)).state["ctx"]
+    ctx = Learned.of(CoOp(tiny_backbone, Classes(names), options)).state["ctx"]
     words = {name: nearest_words(table, tiny_backbone, 2) for name, table in zip(names, ctx, strict=True)}
     records: Any = json.loads(render_words(words, "json"))
     assert [record["class"] for record in records] == list(names)

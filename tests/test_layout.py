@@ -6,8 +6,8 @@ import open_clip
 import pytest
 import torch
 
+from coop.clip.prompts import Vocabulary, learned_rows, shared_length, template_rows
 from coop.errors import CoopError
-from coop.text.layout import Vocabulary, learned_rows, shared_length, template_rows
 
 TOKENIZER = open_clip.SimpleTokenizer()
 NAMES = (

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from coop import embedded
-from coop.backbone import Backbone, load_backbone
-from coop.embedded import ASSETS, TEXT_FILE, lit_lite_files, trunk_tensors
+from coop.clip import lit_lite as embedded
+from coop.clip.backbone import Backbone, load_backbone
+from coop.clip.lit_lite import ASSETS, TEXT_FILE, lit_lite_files, trunk_tensors
 from coop.errors import CoopError
 
 FASHION = Path(__file__).resolve().parent.parent / "datasets" / "fashion_mnist"

@@ -6,21 +6,21 @@ from typing import Any
 import pytest
 import torch
 
-from coop.artefact import Artefact, load_method
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from coop.errors import CoopError
-from coop.methods import METHODS, Classes
-from coop.methods.base import Method
+from coop.learned import Learned, load_method
+from coop.methods import METHODS
+from coop.methods.base import Classes, Method
 from tests.methods_plain import CLASSES, sample
 
-UNTRAINED = ("zero_shot", "linear_probe", "tip_adapter", "tip_adapter_test_selected", "prompt_ensemble")
+UNTRAINED = ("zero_shot", "linear_probe", "tip_adapter", "prompt_ensemble")
 MOVE = {"zero_shot", "coop", "cocoop", "kgcoop", "prograd", "clip_adapter", "prompt_ensemble"}
 
 
 def fitted(name: str, backbone: Backbone, folder: Path) -> Method:
     options: dict[str, Any] = {} if name in UNTRAINED else {"epochs": 2, "batch_size": 4}
     if name == "prompt_ensemble":
-        Artefact.of(fitted("coop", backbone, folder)).save(folder / "member.safetensors")
+        Learned.of(fitted("coop", backbone, folder)).save(folder / "member.safetensors")
         options = {"runs": [str(folder / "member.safetensors")]}
     method = METHODS[name](backbone, CLASSES, METHODS[name].Options(**options), seed=2)
     if method.trains:
@@ -31,7 +31,7 @@ def fitted(name: str, backbone: Backbone, folder: Path) -> Method:
 @pytest.mark.parametrize("name", METHODS)
 def test_loads_to_identical_logits(name: str, tiny_backbone: Backbone, tmp_path: Path) -> None:
     method, f = fitted(name, tiny_backbone, tmp_path), sample(tiny_backbone, shots=2, seed=5).test_view
-    Artefact.of(method).save(tmp_path / "learned.safetensors")
+    Learned.of(method).save(tmp_path / "learned.safetensors")
     again = load_method(tmp_path, backbone=tiny_backbone)
     assert type(again) is type(method)
     assert torch.equal(again.logits(f), method.logits(f))

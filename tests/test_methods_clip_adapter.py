@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.methods.base import Classes
 from coop.methods.clip_adapter import BRANCHES, RATIOS, ClipAdapter, ClipAdapterOptions

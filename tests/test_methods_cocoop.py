@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
+from coop.clip.encode import PromptEncoder
 from coop.errors import CoopError
 from coop.methods.base import Classes
 from coop.methods.cocoop import CoCoOp, CoCoOpOptions
-from coop.text.encode import PromptEncoder
 from tests.methods_plain import CLASSES, NAMES, leaf, sample, with_context
 
 OPTIONS = CoCoOpOptions(epochs=1, batch_size=3, ctx_init=None, n_ctx=3)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from coop.errors import CoopError
-from coop.features import LabelledFeatures
+from coop.features import Samples
 from coop.methods.base import Classes
 from coop.methods.linear_probe import GRID, LinearProbe, LinearProbeOptions, _Probes, search_c
 from tests.methods_plain import CLASSES, sample
@@ -103,7 +103,7 @@ def method_c(c: float) -> float:
 def test_two_classes_and_classes_without_shots(tiny_backbone: Backbone) -> None:
     whole = sample(tiny_backbone, shots=6)
     kept = (whole.labels == 1) | (whole.labels == 3)
-    some = LabelledFeatures(whole.labels[kept], whole.test_view[kept], whole.views[:, kept])
+    some = Samples(whole.labels[kept], whole.test_view[kept], whole.views[:, kept])
     method = LinearProbe(tiny_backbone, CLASSES, LinearProbeOptions(C=1.0))
     method.fit(some, some)
     ours = method.logits(whole.test_view).softmax(dim=1).numpy()
@@ -151,6 +151,6 @@ def test_refusals(tiny_backbone: Backbone) -> None:
         LinearProbe(tiny_backbone, CLASSES, LinearProbeOptions()).fit(
             sample(tiny_backbone, shots=1), sample(tiny_backbone, shots=0)
         )
-    one = LabelledFeatures(torch.zeros(3, dtype=torch.long), torch.randn(3, 32), torch.zeros(0, 3, 32))
+    one = Samples(torch.zeros(3, dtype=torch.long), torch.randn(3, 32), torch.zeros(0, 3, 32))
     with pytest.raises(CoopError, match="at least 2 classes"):
         LinearProbe(tiny_backbone, CLASSES, LinearProbeOptions(C=1.0)).fit(one, one)

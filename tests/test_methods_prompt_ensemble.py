@@ -6,19 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from coop.artefact import FILE, Artefact
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from coop.errors import CoopError
+from coop.learned import FILE, Learned
 from coop.methods.base import Classes, Method
 from coop.methods.cocoop import CoCoOp, CoCoOpOptions
 from coop.methods.coop import CoOp, CoOpOptions
-from coop.methods.kgcoop import KgCoOp, KgCoOpOptions
 from coop.methods.prompt_ensemble import PromptEnsemble, PromptEnsembleOptions
+from coop.methods.regularised import KgCoOp, KgCoOpOptions
 from tests.methods_plain import CLASSES, sample, with_context
 
 
 def saved(method: Method, folder: Path) -> str:
-    Artefact.of(method).save(folder / FILE)
+    Learned.of(method).save(folder / FILE)
     return str(folder)
 
 

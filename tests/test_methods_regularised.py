@@ -5,13 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.methods.base import Classes
 from coop.methods.clap import Clap, ClapOptions
 from coop.methods.coop import CoOp
-from coop.methods.kgcoop import KgCoOp, KgCoOpOptions
-from coop.methods.prograd import ProGrad, ProGradOptions
+from coop.methods.regularised import KgCoOp, KgCoOpOptions, ProGrad, ProGradOptions
 from tests.methods_plain import CLASSES, NAMES, encode, hand_written, leaf, sample, with_context
 
 KINDS = {KgCoOp: KgCoOpOptions(epochs=2), ProGrad: ProGradOptions(epochs=2)}

@@ -7,14 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from coop.errors import CoopError
-from coop.features import LabelledFeatures
-from coop.methods import cache_search
+from coop.features import Samples
 from coop.methods.base import Classes
-from coop.methods.tip_adapter import TipAdapter, TipAdapterOptions
-from coop.methods.tip_adapter_f import TipAdapterF, TipAdapterFOptions
-from coop.methods.tip_adapter_test_selected import TipAdapterFTestSelected, TipAdapterTestSelected
+from coop.methods.tip_adapter import TipAdapter, TipAdapterF, TipAdapterFOptions, TipAdapterOptions
 from coop.train import Augment
 from tests.methods_plain import CLASSES, NAMES, hand_written, sample
 
@@ -29,7 +26,7 @@ def cache(f: Tensor, keys: Tensor, labels: Tensor, beta: float) -> Tensor:
     return torch.stack([torch.exp(-beta * (1 - f @ keys[labels == c].T)).sum(dim=1) for c in range(len(NAMES))], dim=1)
 
 
-def keys_of(data: LabelledFeatures) -> Tensor:
+def keys_of(data: Samples) -> Tensor:
     mean = sum(data.views) / len(data.views)
     return mean / mean.norm(dim=1, keepdim=True)
 
@@ -100,48 +97,20 @@ def test_trains_with_the_pair_that_the_untrained_cache_would_take(tiny_backbone:
     assert (notes["train_alpha"], notes["train_beta"]) == (searched["alpha"], searched["beta"])
 
 
-def test_selected_on_the_test_set_trains_with_the_released_alpha(tiny_backbone: Backbone) -> None:
-    data = sample(tiny_backbone, shots=2)
-    flowers = Classes(CLASSES.names, CLASSES.template, "oxford_flowers")
-    notes = TipAdapterFTestSelected(tiny_backbone, flowers, TipAdapterFOptions(epochs=1)).fit(data, data)
-    assert (notes["train_alpha"], notes["train_beta"]) == (10.0, 1.0)
-
-
 def test_the_last_short_batch_is_trained_on(tiny_backbone: Backbone) -> None:
     data = sample(tiny_backbone, shots=3, views=2)
     method = TipAdapterF(tiny_backbone, CLASSES, TipAdapterFOptions(epochs=2, batch_size=4))
     assert method.fit(data, data)["steps"] == 2 * 4  # 15 images: three batches of 4 and one of 3
 
 
-def test_selected_on_the_test_set_keeps_the_best_epoch(tiny_backbone: Backbone) -> None:
-    train, test = sample(tiny_backbone, 1, 8, seed=1, spread=4.0), sample(tiny_backbone, 8, seed=2, spread=4.0)
-    options = TipAdapterFOptions(epochs=12, lr=0.3, train_alpha=20.0, train_beta=1.0)
-    method = TipAdapterFTestSelected(tiny_backbone, CLASSES, options)
-    assert method.selects_on == TipAdapterTestSelected.selects_on == "test" and TipAdapterF.selects_on == "val"
-    notes = method.fit(train, test)
-
-    def accuracy(logits: Tensor) -> float:
-        return float((logits.argmax(dim=1) == test.labels).float().mean())
-
-    by_epoch = []
-    for epoch in range(1, 13):  # each epoch's keys, from a training that is stopped there with the same rates
-        stopped = _Stopped(tiny_backbone, CLASSES, options)
-        stopped.stop = epoch
-        stopped.fit(train, test)
-        by_epoch.append(accuracy(plain(tiny_backbone, test.test_view, stopped.kept, train.labels, 20.0, 1.0)))
-    assert max(by_epoch) > by_epoch[-1]
-    assert notes["best_epoch_accuracy"] == pytest.approx(max(by_epoch))
-    assert accuracy(method.logits(test.test_view)) == pytest.approx(max(*by_epoch, notes["val_accuracy"]))
-
-
 class _Stopped(TipAdapterF):
     stop: int
 
-    def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, object]:
+    def fit(self, train_set: Samples, val: Samples) -> dict[str, object]:
         self.seen = 0
         return super().fit(train_set, val)
 
-    def end_epoch(self, val: LabelledFeatures) -> None:
+    def end_epoch(self, val: Samples) -> None:
         self.seen += 1
         if self.seen == self.stop:
             self.kept = self.keys.clone()

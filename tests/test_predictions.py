@@ -9,8 +9,8 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from coop.cli import main
-from coop.predict import Classifier
-from coop.results import read_predictions
+from coop.learned import Classifier
+from coop.runs.store import read_predictions
 
 FASHION = Path(__file__).resolve().parents[1] / "datasets" / "fashion_mnist"
 

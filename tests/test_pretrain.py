@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from coop.backbone import load_backbone
+from coop.clip.backbone import load_backbone
 from coop.errors import CoopError
 from coop.pretrain.arguments import add_pretrain_command
 from coop.pretrain.command import train

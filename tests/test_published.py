@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from coop import published as module
 from coop.data import dataset_descriptions
 from coop.errors import CoopError
-from coop.published import published, published_words, reproductions
+from coop.report import published as module
+from coop.report.published import published, published_words, reproductions
 from tests.published_reference import DATASETS, ROOT, reference_facts, rows_of
 
 FILES = {path.stem: path for path in sorted((ROOT / "experiments" / "published").glob("*.csv"))}

@@ -20,8 +20,8 @@ from coop.report.content import Detail
 from coop.report.detail import Details
 from coop.report.prompts import Prompts
 from coop.report.runs import Runs
-from coop.results import read_predictions
-from coop.study import Cell, plan
+from coop.runs.store import read_predictions
+from coop.runs.study import Cell, plan
 from tests.small_place import make_place, words_for
 
 COLOURS = {"red cup": (200, 30, 30), "green leaf": (30, 200, 30), "blue car": (30, 30, 200), "brown bag": (99, 60, 20)}

@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from coop.published import COLUMNS
 from coop.report.beside import Beside
 from coop.report.cells import records_of
 from coop.report.content import Grid, Value
 from coop.report.grids import make_grid
 from coop.report.missing import missing_runs
 from coop.report.panels import make_bars, make_curves
+from coop.report.published import COLUMNS
 from coop.report.summary import summary
 
 DATASETS = ("dtd", "eurosat", "food101")

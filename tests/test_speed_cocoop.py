@@ -2,7 +2,7 @@
 
 import torch
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from experiments.speed_cocoop import PlainEncoder, Row, _extrapolated, report
 from tests.methods_plain import NAMES, with_context
 

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from coop.cli import main
 from coop.errors import CoopError
-from coop.study import Study, load_study, plan, read_study, study_names
-from coop.sweep.compose import composer, study_cells
+from coop.runs.grid import composer, study_cells
+from coop.runs.study import Study, load_study, plan, read_study, study_names
 
 ELEVEN = {
     "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397",

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from coop.cli import main
-from coop.study import Cell, load_study, study_names
-from coop.sweep.compose import study_cells
-from coop.sweep.remaining import Remaining, remaining
-from coop.sweep.status import duration
+from coop.runs.grid import study_cells
+from coop.runs.remaining import Remaining, remaining
+from coop.runs.status import duration
+from coop.runs.study import Cell, load_study, study_names
 
 LEARNED = ("CoOp", "CoCoOp", "KgCoOp", "ProGrad, M=4")
 GRIDS = {  # runs of each series, counted by hand: datasets x backbones x options x shots x seeds

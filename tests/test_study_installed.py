@@ -8,16 +8,16 @@ import tomllib
 from pathlib import Path
 
 import coop
-from coop.paths import resource_folder
-from coop.published import FOLDER as PUBLISHED
-from coop.study import FOLDER as STUDIES
-from coop.study import study_names
+from coop.io import resource_folder
+from coop.report.published import FOLDER as PUBLISHED
+from coop.runs.study import FOLDER as STUDIES
+from coop.runs.study import study_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
-from coop.paths import resource_folder
-from coop.published import published
-from coop.study import load_study, study_names
+from coop.io import resource_folder
+from coop.report.published import published
+from coop.runs.study import load_study, study_names
 print(len(study_names()), len(load_study("demo").series), len(published("few_shot")) > 0)
 print(resource_folder("experiments/studies"))
 """

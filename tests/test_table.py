@@ -12,7 +12,7 @@ import pytest
 from coop.errors import CoopError
 from coop.report.render import render
 from coop.report.table import Table, make_table, select, with_difference
-from coop.results import read_results
+from coop.runs.store import read_results
 
 ACCURACY = {("dtd", 1): [0.30, 0.34, 0.41], ("dtd", 4): [0.50, 0.52, 0.57], ("pets", 1): [0.7, 0.72, 0.71]}
 ZERO = {"dtd": 0.25, "pets": 0.68}

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, SequentialLR
 from torch.utils.data import DataLoader
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from coop.errors import CoopError
-from coop.features import LabelledFeatures
+from coop.features import Samples
 from coop.methods.coop import CoOp, CoOpOptions
 from coop.train import (
     Augment,
@@ -78,13 +78,13 @@ def test_epochs_by_shots(shots: int | str, epochs: int) -> None:
     assert resolved(CoOpOptions(epochs=0), shots, "dtd").epochs == 0  # type: ignore[type-var]
 
 
-def numbered(n: int, views: int, fresh: bool = False) -> LabelledFeatures:
+def numbered(n: int, views: int, fresh: bool = False) -> Samples:
     """Return features (view, image): 0 is the test view."""
     table = torch.stack(torch.meshgrid(torch.arange(views + 1.0), torch.arange(float(n)), indexing="ij"), dim=-1)
-    return LabelledFeatures(torch.arange(n), table[0], table[1:], fresh)
+    return Samples(torch.arange(n), table[0], table[1:], fresh)
 
 
-def epochs_of(data: LabelledFeatures, epochs: int, batch_size: int, seed: int = 0) -> list[list[Tensor]]:
+def epochs_of(data: Samples, epochs: int, batch_size: int, seed: int = 0) -> list[list[Tensor]]:
     """Return the batches, by epoch, after checking that labels go with their images."""
     random = torch.Generator().manual_seed(seed)
     batches = list(epoch_batches(data, epochs, batch_size, random))

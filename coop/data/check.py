@@ -10,7 +10,7 @@ from coop.data.content import PARTS
 from coop.data.dataset import Dataset, Split
 from coop.data.description import Expected
 from coop.data.images import file_faults, read_error
-from coop.progress import track
+from coop.io import track
 
 AT_ONCE = 4096
 SHOWN = 10  # faults of a kind that are written out

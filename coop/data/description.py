@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from coop.errors import CoopError, unknown
-from coop.paths import resource_folder
+from coop.io import resource_folder
 
 
 @dataclass

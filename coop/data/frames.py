@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from coop.data.readers.annotations import action_name
 from coop.errors import CoopError
-from coop.progress import track
+from coop.io import track
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".webm")
 

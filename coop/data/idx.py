@@ -13,7 +13,7 @@ from PIL import Image
 from coop.data.description import Description
 from coop.data.own_split import carve_val
 from coop.errors import CoopError
-from coop.progress import track
+from coop.io import track
 
 PARTS = {"train": "train", "test": "t10k"}  # part -> how its files' names begin
 UNSIGNED_BYTE = 0x08

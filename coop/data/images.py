@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 
 from coop.data.paths import leaves
 from coop.errors import CoopError
-from coop.progress import track
+from coop.io import track
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SHOWN = 10  # broken files named in one error

@@ -17,8 +17,7 @@ from coop.data.dataset import Split
 from coop.data.images import SUFFIXES
 from coop.data.paths import ENCODING, CompactPaths
 from coop.errors import CoopError
-from coop.paths import cache_folder
-from coop.progress import track
+from coop.io import cache_folder, track
 
 WORTH_KEEPING = 20_000  # files; fewer are listed as fast as a kept listing is checked
 SETTLED = 2.0  # seconds: a folder changed later than this before listing may change again within its time stamp

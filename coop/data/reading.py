@@ -22,7 +22,7 @@ from coop.data.readers.imagenet import read_imagenet, read_imagenet_v2, read_wor
 from coop.data.readers.table import csv_file, read_csv
 from coop.data.split_file import find_split_file, read_split_file
 from coop.errors import CoopError, unknown
-from coop.paths import resource_folder
+from coop.io import resource_folder
 
 Reader = Callable[[Description, Path], Content]
 READERS: Mapping[str, Reader] = {

@@ -9,7 +9,7 @@ from coop.data.content import Row, check_rows
 from coop.data.dataset import Dataset, Split
 from coop.data.split_file import load_json
 from coop.errors import CoopError
-from coop.paths import written_whole
+from coop.io import atomic_write
 
 FORMAT = "coop few-shot sample 1"
 
@@ -29,7 +29,7 @@ def write_rows(path: Path, train: Sequence[Row], val: Sequence[Row], **about: An
     head = json.dumps({"format": FORMAT, **about}, indent=1)[:-2]
     parts = [f' "{name}": [\n{_lines(rows)}\n ]' for name, rows in (("train", train), ("val", val))]
     try:
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(head + ",\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
     except OSError as error:
         raise CoopError(f"cannot write {path}: {error.strerror}") from error

@@ -1,36 +1,44 @@
-"""The methods that can be compared, by name."""
+"""The methods that can be compared: a registry by name that imports a method's module when it is asked for."""
 
-from coop.methods.base import Classes, Method
-from coop.methods.clap import Clap
-from coop.methods.clip_adapter import ClipAdapter
-from coop.methods.cocoop import CoCoOp
-from coop.methods.coop import CoOp
-from coop.methods.kgcoop import KgCoOp
-from coop.methods.linear_probe import LinearProbe
-from coop.methods.prograd import ProGrad
-from coop.methods.prompt_ensemble import PromptEnsemble
-from coop.methods.tip_adapter import TipAdapter
-from coop.methods.tip_adapter_f import TipAdapterF
-from coop.methods.tip_adapter_test_selected import TipAdapterFTestSelected, TipAdapterTestSelected
-from coop.methods.zero_shot import ZeroShot
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (
-        ZeroShot,
-        LinearProbe,
-        Clap,
-        CoOp,
-        CoCoOp,
-        KgCoOp,
-        ProGrad,
-        PromptEnsemble,
-        ClipAdapter,
-        TipAdapter,
-        TipAdapterF,
-        TipAdapterTestSelected,
-        TipAdapterFTestSelected,
-    )
+from coop.options import OPTIONS
+
+if TYPE_CHECKING:
+    from coop.methods.base import Method
+
+_CLASSES = {
+    "zero_shot": "coop.methods.zero_shot:ZeroShot",
+    "linear_probe": "coop.methods.linear_probe:LinearProbe",
+    "clap": "coop.methods.clap:Clap",
+    "coop": "coop.methods.coop:CoOp",
+    "cocoop": "coop.methods.cocoop:CoCoOp",
+    "kgcoop": "coop.methods.regularised:KgCoOp",
+    "prograd": "coop.methods.regularised:ProGrad",
+    "prompt_ensemble": "coop.methods.prompt_ensemble:PromptEnsemble",
+    "clip_adapter": "coop.methods.clip_adapter:ClipAdapter",
+    "tip_adapter": "coop.methods.tip_adapter:TipAdapter",
+    "tip_adapter_f": "coop.methods.tip_adapter:TipAdapterF",
 }
 
-__all__ = ["METHODS", "Classes", "Method"]
+
+class _Methods(Mapping[str, "type[Method]"]):
+    """Method classes by name, imported (with torch) when looked up."""
+
+    def __getitem__(self, name: str) -> "type[Method]":
+        module, _, attribute = _CLASSES[name].partition(":")
+        method: type[Method] = getattr(import_module(module), attribute)
+        return method
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(OPTIONS)
+
+    def __len__(self) -> int:
+        return len(OPTIONS)
+
+
+METHODS: Mapping[str, "type[Method]"] = _Methods()
+
+__all__ = ["METHODS"]

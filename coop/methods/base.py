@@ -1,22 +1,33 @@
-"""What every method is: an object over image features that can be fitted, asked for logits, saved and loaded."""
+"""The contract of every method, and what methods share: class weights, cosine logits, training by epochs.
+
+A method reads one kind of cached input (`reads`), is fitted on a few-shot sample, and answers logits. What it learns is
+its own: the backbone, shared by all runs of a sweep, never changes.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
+from coop.clip.prompts import expand_template
 from coop.errors import CoopError
-from coop.features import LabelledFeatures
+from coop.features import Samples
+from coop.io import track
+from coop.options import MethodOptions, Training
+from coop.train import Batch, epoch_batches, learning_rates, sgd, steps_per_epoch, train
+
+Average = Literal["unit", "raw"]
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes to tell apart: their names, and how their dataset writes them by hand."""
+    """The classes to tell apart: their names, and the hand-written template of their dataset."""
 
     names: tuple[str, ...]
     template: str = "a photo of a {}."
@@ -24,35 +35,34 @@ class Classes:
 
 
 class Method(ABC):
-    """A classifier of image features.
+    """A classifier of images.
 
     A method is made for `classes`, fitted on a few-shot sample (unless `trains` is false), and then answers `logits`.
     Its learned tensors are `state()`; the same constructor call and `load_state` give the same logits again.
-    `seed` is the only randomness.
+    `seed` is the only randomness. `Options` (coop/options.py) says what the method can be told, which tap of the cache
+    it reads, and whether it trains and uses a validation sample.
     """
 
     name: ClassVar[str]
-    Options: ClassVar[type]
-    trains: ClassVar[bool] = True  # whether shots and seed are part of what a run is
-    selects_on: ClassVar[str] = "val"  # the part that `fit` gets to choose on: "test" only for published protocols
+    Options: ClassVar[type[MethodOptions]]
 
     def __init__(self, backbone: Backbone, classes: Classes, options: Any, seed: int = 1) -> None:
         self.backbone, self.classes, self.options, self.seed = backbone, classes, options, seed
 
-    def fit(self, train: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
-        """Learn from `train`, tuning hyper-parameters on `val` only; return what is worth recording in the result."""
+    def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
+        """Learn from `train`, choosing hyper-parameters on `val` only; return what is worth recording in the result."""
         return {}
 
     @abstractmethod
-    def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
-        """Return the logits, scaled, of image features as the backbone gives them (not normalised)."""
+    def logits(self, inputs: Tensor) -> Float[Tensor, "n c"]:
+        """Return the scaled logits of images, given as the cache's rows of the tap that the method `reads`."""
 
     def state(self) -> dict[str, Tensor]:
         """Return the learned tensors."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take learned tensors back. Raises CoopError where a name or a shape does not fit."""
+        """Load learned tensors. Raises CoopError where a name or a shape does not fit."""
         if state:
             raise CoopError(f"method {self.name} learns nothing, but the file holds {', '.join(sorted(state))}")
 
@@ -60,7 +70,147 @@ class Method(ABC):
         """Return this method, as learned, for other classes. Raises CoopError if what it learned does not move."""
         raise CoopError(f"method={self.name} learns something for each class: it cannot be moved to other classes")
 
+    def moved(self, classes: Classes) -> "Method":
+        """Return a new method of the same options and learned tensors for other classes: a body for `for_classes`."""
+        method = type(self)(self.backbone, classes, self.options, self.seed)
+        method.load_state(self.state())
+        return method
+
+    def text_features(self, average: Average = "unit", underscores: bool = False) -> Float[Tensor, "c e"]:
+        """Return the class features of the option `template`; see the function `text_features`."""
+        return text_features(self.backbone, self.classes, self.options.template, average, underscores)
+
+
+class TrainedMethod(Method):
+    """A method whose `parameters` are trained on batches, by `loss`; its Options extend `coop.options.Training`.
+
+    `fit` is CoOp's protocol: SGD, constant warm-up, cosine by epoch, the last epoch is the result. A method that
+    departs overrides one part: `optimizer`, `rates`, `batches`, `backward`, `after_epoch`.
+    """
+
+    drop_last: ClassVar[bool] = True  # whether an incomplete last batch is left out
+
+    @abstractmethod
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the learned tensors by name: what is trained, saved and loaded."""
+
+    @abstractmethod
+    def loss(self, inputs: Tensor, labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Return the batch's loss."""
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Return those of the parameters that training changes."""
+        return list(self.parameters().values())
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser; the protocol's SGD."""
+        return sgd(self.trainable(), self.options)
+
+    def rates(self, per_epoch: int) -> list[float]:
+        """Return the learning rate of every step, for `per_epoch` steps in an epoch."""
+        o: Training = self.options
+        return learning_rates(o.epochs or 0, per_epoch, o.lr, o.warmup_epochs, o.warmup_lr)
+
+    def batches(self, train_set: Samples) -> Iterator[Batch]:
+        """Yield the batches of all epochs."""
+        o: Training = self.options
+        return epoch_batches(train_set, o.epochs or 0, o.batch_size, generator(self.seed), self.drop_last)
+
+    def backward(self, inputs: Tensor, labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Compute the gradients of one step; return its loss."""
+        loss = self.loss(inputs, labels)
+        loss.backward()
+        return loss.detach()
+
+    def after_epoch(self, epoch: int, val: Samples) -> None:
+        """Look at the parameters after an epoch, counted from 0."""
+
+    def reset_cache(self) -> None:
+        """Drop what was computed from the parameters' former values."""
+
+    def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
+        """Train; return the number of steps and the first and last loss."""
+        per_epoch = steps_per_epoch(len(train), self.options.batch_size, self.drop_last)
+        losses = run_training(self, train, val, per_epoch)
+        self.reset_cache()
+        return {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]} if losses else {"steps": 0}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the parameters."""
+        return {name: parameter.detach() for name, parameter in self.parameters().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load the parameters. Raises CoopError where a name or a shape is not this method's."""
+        load_parameters(self.name, self.parameters(), state)
+        self.reset_cache()
+
+
+def run_training(method: TrainedMethod, train_set: Samples, val: Samples, per_epoch: int) -> list[float]:
+    """Train `method` with the parts that it defines; return every step's loss."""
+
+    def after_step(step: int) -> None:
+        if (step + 1) % per_epoch == 0:
+            method.after_epoch(step // per_epoch, val)
+
+    batches, rates = method.batches(train_set), method.rates(per_epoch)
+    return train(method.optimizer(), method.backward, batches, rates, method.name, after_step)
+
+
+def text_features(
+    backbone: Backbone,
+    classes: Classes,
+    template: str | None,
+    average: Average = "unit",
+    underscores: bool = False,
+) -> Float[Tensor, "c e"]:
+    """Return one feature per class: the average over the templates that `template` stands for.
+
+    Papers average in two ways. "unit": each template's feature made unit, their mean made unit again (CLIP, LP++, GDA,
+    ProLIP, Tip-Adapter, APE). "raw": the mean of the features as they are, not normalised (TaskRes, CLAP; the
+    cross-modal probe makes this mean unit). `underscores` keeps the underscores of class names (TaskRes, CLAP); else
+    they are spaces.
+    """
+    templates = expand_template(template, classes.template, classes.dataset)
+    features = []
+    for text in track(templates, "encoding templates", len(templates)):
+        encoded = backbone.encode_template(text, classes.names, underscores)
+        features.append(F.normalize(encoded, dim=-1) if average == "unit" else encoded)
+    mean = torch.stack(features).mean(dim=0)
+    return F.normalize(mean, dim=-1) if average == "unit" else mean
+
+
+def scaled_cosine(
+    backbone: Backbone, features: Float[Tensor, "n e"], class_features: Float[Tensor, "c e"]
+) -> Float[Tensor, "n c"]:
+    """Return CLIP's logits: exp(logit scale) * cosine + logit bias; `class_features` are normalised already."""
+    cosines = F.normalize(features.to(class_features.device).float(), dim=-1) @ class_features.T
+    return backbone.logit_scale * cosines + backbone.logit_bias
+
 
 def generator(seed: int) -> torch.Generator:
     """Return a generator of its own for one purpose of one run."""
     return torch.Generator().manual_seed(seed)
+
+
+@torch.no_grad()
+def linear(inputs: int, outputs: int, bias: bool = True, *, generator: torch.Generator) -> nn.Linear:
+    """Return a linear layer with PyTorch's default distribution, uniform within 1/sqrt(inputs), from `generator`."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+    bound = inputs**-0.5
+    for parameter in layer.parameters():
+        parameter.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+@torch.no_grad()
+def load_parameters(method: str, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy `state` into `parameters`. Raises CoopError, before anything is changed, where they do not match."""
+    expected, found = ({k: tuple(t.shape) for k, t in tensors.items()} for tensors in (parameters, state))
+    if expected != found:
+        raise CoopError(f"method={method} expected tensors of shapes {_listed(expected)}, found {_listed(found)}")
+    for name, parameter in parameters.items():
+        parameter.copy_(state[name])
+
+
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items())) or "none"

@@ -1,6 +1,5 @@
 """CLAP: a linear probe held near the zero-shot weights, where it starts (Silva-Rodriguez et al., CVPR 2024)."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,29 +7,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from coop.backbone import Backbone
-from coop.features import LabelledFeatures
-from coop.methods.base import Classes
-from coop.methods.trained import Trained
-from coop.methods.zero_shot import scaled_cosine
-from coop.progress import track
-from coop.text.templates import expand_template
-from coop.train import Training
+from coop.clip.backbone import Backbone
+from coop.features import Samples
+from coop.methods.base import Classes, TrainedMethod, scaled_cosine
+from coop.options import ClapOptions
 
 
-@dataclass(frozen=True)
-class ClapOptions(Training):
-    """`constraint=false` leaves the zero-shot start alone (the paper's ZS-LP); the defaults are the released ones."""
-
-    epochs: int | None = 300
-    lr: float = 0.1
-    batch_size: int = 256
-    weight_decay: float = 0.0
-    constraint: bool = True
-    template: str | None = None
-
-
-class Clap(Trained):
+class Clap(TrainedMethod):
     """logits = exp(logit scale) * cos(f, w_c), with the loss CE + mean_c lambda_c |w_c - t_c|^2; w starts at t.
 
     t_c is the mean of the text features of the class's hand-written prompts, before normalisation; lambda_c the mean
@@ -45,12 +28,7 @@ class Clap(Trained):
 
     def __init__(self, backbone: Backbone, classes: Classes, options: ClapOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
-        templates = expand_template(options.template, classes.template, classes.dataset)
-        encoded = [
-            backbone.encode_template(template, classes.names)
-            for template in track(templates, "encoding templates", len(templates))
-        ]
-        self.text = torch.stack(encoded).mean(dim=0)
+        self.text = self.text_features("raw")
         self.weights = nn.Parameter(self.text.clone())
         self.strength = torch.zeros(len(classes.names), device=self.text.device)
 
@@ -63,14 +41,14 @@ class Clap(Trained):
         distance = (self.weights - self.text).square().sum(dim=1)
         return F.cross_entropy(self.scores(features), labels.to(distance.device)) + (self.strength * distance).mean()
 
-    def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
+    def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Measure how well zero-shot CLIP knows each class, then train (`val` is not used)."""
         if self.options.constraint:
-            self.strength = self.zero_shot_strength(train_set)
-        return super().fit(train_set, val)
+            self.strength = self.zero_shot_strength(train)
+        return super().fit(train, val)
 
     @torch.no_grad()
-    def zero_shot_strength(self, train_set: LabelledFeatures) -> Float[Tensor, " c"]:
+    def zero_shot_strength(self, train_set: Samples) -> Float[Tensor, " c"]:
         """Return lambda: each class's mean zero-shot probability on its own shots."""
         views = train_set.views if len(train_set.views) else train_set.test_view[None]
         labels = train_set.labels.to(self.text.device)

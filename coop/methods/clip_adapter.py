@@ -2,7 +2,6 @@
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,49 +9,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from coop.backbone import Backbone
-from coop.errors import CoopError, unknown
-from coop.features import LabelledFeatures
-from coop.methods.base import Classes, generator
-from coop.methods.layers import linear
-from coop.methods.trained import Trained
-from coop.methods.zero_shot import hand_written_features, scaled_cosine
-from coop.progress import track
-from coop.text.templates import expand_template
-from coop.train import Training
+from coop.clip.backbone import Backbone
+from coop.errors import CoopError
+from coop.features import Samples
+from coop.io import track
+from coop.methods.base import Classes, Method, TrainedMethod, generator, linear, scaled_cosine
+from coop.options import ADAPTER_BRANCHES, ClipAdapterOptions
 
-BRANCHES = {"visual": ("visual",), "text": ("text",), "both": ("visual", "text")}
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # those that the paper compares (its table 4); 0 is zero-shot CLIP
 
 
-@dataclass(frozen=True)
-class ClipAdapterOptions(Training):
-    """`ratio`: a number in [0, 1], `search` (the best of `RATIOS` on validation) or `learned` (with the adapter).
-
-    `reduction`: the bottleneck is the backbone's width e divided by it, rounded down, at least 1.
-    """
-
-    branch: str = "visual"
-    ratio: float | int | str = 0.2
-    reduction: int = 4
-    template: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.branch not in BRANCHES:
-            raise unknown("branch", self.branch, BRANCHES)
-        if self.reduction < 1:
-            raise CoopError(f"reduction={self.reduction}: give 1 or more; the bottleneck is the width divided by it")
-        if isinstance(self.ratio, str):
-            if self.ratio not in ("search", "learned"):
-                raise CoopError(f"ratio={self.ratio}: give a number from 0 to 1, 'search' or 'learned'")
-        elif not 0 <= self.ratio <= 1:
-            raise CoopError(f"ratio={self.ratio}: give a number from 0 to 1, 'search' or 'learned'")
-        else:
-            object.__setattr__(self, "ratio", float(self.ratio))
-
-
-class ClipAdapter(Trained):
+class ClipAdapter(TrainedMethod):
     """logits = exp(logit scale) * cos(f*, W*), with f* = r A_v(f) + (1 - r) f and W* = r A_t(W) + (1 - r) W.
 
     A(x) = relu(relu(x W_1) W_2) narrows the width e to e / reduction and back; a branch not chosen is left as it is.
@@ -67,8 +34,7 @@ class ClipAdapter(Trained):
 
     def __init__(self, backbone: Backbone, classes: Classes, options: ClipAdapterOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
-        templates = expand_template(options.template, classes.template, classes.dataset)
-        self.text = hand_written_features(backbone, templates, classes.names)
+        self.text = self.text_features()
         self._start(0.2 if isinstance(options.ratio, str) else options.ratio)
 
     def _start(self, ratio: float) -> None:
@@ -76,7 +42,7 @@ class ClipAdapter(Trained):
         random = generator(self.seed)
         width = self.text.shape[1]
         hidden = max(width // self.options.reduction, 1)
-        adapters = {branch: _adapter(width, hidden, random) for branch in BRANCHES[self.options.branch]}
+        adapters = {branch: _adapter(width, hidden, random) for branch in ADAPTER_BRANCHES[self.options.branch]}
         self.adapters = nn.ModuleDict(adapters).to(self.text.device)
         weight = math.log(ratio / (1 - ratio)) if self.options.ratio == "learned" else ratio
         self.ratio_weight = nn.Parameter(torch.tensor(float(weight), device=self.text.device))
@@ -115,17 +81,17 @@ class ClipAdapter(Trained):
         learned = self.options.ratio == "learned"
         return [p for name, p in self.parameters().items() if learned or name != "ratio"]
 
-    def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
+    def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Train the adapter; with `ratio=search` once for every ratio, keeping the smallest that is best on `val`."""
         if self.options.ratio != "search":
-            return {**super().fit(train_set, val), "ratio": float(self.ratio.detach())}
+            return {**super().fit(train, val), "ratio": float(self.ratio.detach())}
         if not len(val):
             raise CoopError("ratio=search needs validation images, and there are none: give a ratio, or 'learned'")
         best: tuple[int, dict[str, Tensor], dict[str, Any]] = (-1, {}, {})
         accuracies: dict[str, float] = {}
         for ratio in track(RATIOS, "searching the ratio", len(RATIOS)):
             self._start(ratio)
-            notes = super().fit(train_set, val)
+            notes = super().fit(train, val)
             correct = int((self.logits(val.test_view).argmax(dim=1).cpu() == val.labels.cpu()).sum())
             accuracies[str(ratio)] = correct / len(val)
             if correct > best[0]:
@@ -133,11 +99,9 @@ class ClipAdapter(Trained):
         self.load_state(best[1])
         return {**best[2], "ratio": float(self.ratio), "val_accuracy_by_ratio": accuracies}
 
-    def for_classes(self, classes: Classes) -> "ClipAdapter":
+    def for_classes(self, classes: Classes) -> Method:
         """Return the same adapters and ratio over the prompts of other classes."""
-        moved = ClipAdapter(self.backbone, classes, self.options, self.seed)
-        moved.load_state(self.state())
-        return moved
+        return self.moved(classes)
 
 
 def _adapter(width: int, hidden: int, random: torch.Generator) -> nn.Sequential:

@@ -1,7 +1,6 @@
 """CoCoOp: a context that depends on the image (Zhou et al., CVPR 2022)."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,33 +8,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from coop.backbone import Backbone
-from coop.errors import CoopError
-from coop.features import LabelledFeatures
-from coop.methods.base import Classes, generator
-from coop.methods.coop import CoOpOptions, PromptLearner
-from coop.methods.layers import linear
-from coop.methods.trained import Trained
-from coop.progress import track
+from coop.clip.backbone import Backbone
+from coop.features import Samples
+from coop.io import track
+from coop.methods.base import Classes, Method, TrainedMethod, generator, linear
+from coop.methods.coop import PromptLearner
+from coop.options import CoCoOpOptions
 
 FEATURES_AT_ONCE = 2**16  # class features held for one chunk of test images: images x classes
 
 
-@dataclass(frozen=True)
-class CoCoOpOptions(CoOpOptions):
-    """The defaults are the paper's. `class_specific` must be false: a context cannot depend on both."""
-
-    epochs: int | None = 10
-    batch_size: int = 1
-    ctx_init: str | None = "a photo of a"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.class_specific:
-            raise CoopError("method=cocoop learns a context for each image, not for each class: class_specific=false")
-
-
-class CoCoOp(Trained):
+class CoCoOp(TrainedMethod):
     """p(y = i | x) = softmax_i(exp(logit scale) * cos(f(x), g(t_i(x)))), t_i(x) = [V_1 + pi(x)] .. [V_M + pi(x)] [i].
 
     The meta-net pi(x) = W_2 relu(W_1 f(x)/|f(x)| + b_1) + b_2, with e/16 hidden units, is learned together with V.
@@ -88,16 +71,14 @@ class CoCoOp(Trained):
         parts = features.split(max(FEATURES_AT_ONCE // len(self.classes.names), 1))
         return torch.cat([self.scores(part) for part in track(parts, "classifying images", len(parts))])
 
-    def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
+    def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Train context and meta-net; the last epoch is the result (`val` is not used)."""
-        return {"n_ctx": self.learner.n_ctx, **super().fit(train_set, val)}
+        return {"n_ctx": self.learner.n_ctx, **super().fit(train, val)}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return `ctx` (m, d) and the meta-net's layers, named as in the released code."""
         return {"ctx": self.learner.ctx, **{f"meta_net.{k}": p for k, p in self.meta_net.named_parameters()}}
 
-    def for_classes(self, classes: Classes) -> "CoCoOp":
+    def for_classes(self, classes: Classes) -> Method:
         """Return the same context and meta-net before other class names."""
-        moved = CoCoOp(self.backbone, classes, self.options, self.seed)
-        moved.load_state(self.state())
-        return moved
+        return self.moved(classes)

@@ -1,7 +1,6 @@
 """CoOp: learned context vectors in place of hand-written words (Zhou et al., IJCV 2022)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,14 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from coop.backbone import Backbone
-from coop.errors import CoopError, unknown
-from coop.features import LabelledFeatures
-from coop.methods.base import Classes, generator
-from coop.methods.trained import Trained
-from coop.methods.zero_shot import scaled_cosine
-from coop.text.layout import CTX_POSITIONS
-from coop.train import Training
+from coop.clip.backbone import Backbone
+from coop.errors import CoopError
+from coop.features import Samples
+from coop.methods.base import Classes, Method, TrainedMethod, generator, scaled_cosine
+from coop.options import CoOpOptions
 
 
 class PromptLearner(nn.Module):
@@ -64,26 +60,7 @@ class PromptLearner(nn.Module):
         return F.normalize(self.encoder(self.ctx.flatten(0, -2)), dim=-1)
 
 
-@dataclass(frozen=True)
-class CoOpOptions(Training):
-    """`ctx_init` words take the place of `n_ctx` random vectors; their number of tokens then is n_ctx."""
-
-    n_ctx: int | None = 16
-    ctx_position: str = "end"
-    class_specific: bool = False
-    ctx_init: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ctx_position not in CTX_POSITIONS:
-            raise unknown("ctx_position", self.ctx_position, CTX_POSITIONS)
-        if self.ctx_init is not None:
-            object.__setattr__(self, "n_ctx", None)  # so that a sweep over n_ctx makes one run of given words
-        elif self.n_ctx is None or self.n_ctx < 1:
-            raise CoopError(f"n_ctx={self.n_ctx}: give at least 1 context vector")
-
-
-class CoOp(Trained):
+class CoOp(TrainedMethod):
     """p(y = i | x) = softmax_i(exp(logit scale) * cos(f(x), g(t_i))), t_i = [V]_1 .. [V]_M [CLASS_i]; V is learned.
 
     Trained by cross-entropy with the protocol's SGD. Departures from the released code: the context and its optimiser
@@ -114,9 +91,9 @@ class CoOp(Trained):
         """Return the batch's cross-entropy."""
         return F.cross_entropy(scaled_cosine(self.backbone, features, self.learner.class_features()), labels)
 
-    def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
+    def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Train the context; the last epoch is the result (`val` is not used)."""
-        return {"n_ctx": self.learner.n_ctx, **super().fit(train_set, val)}
+        return {"n_ctx": self.learner.n_ctx, **super().fit(train, val)}
 
     @torch.no_grad()
     def class_features(self) -> Float[Tensor, "c e"]:
@@ -133,17 +110,15 @@ class CoOp(Trained):
         """Return `ctx`, (m, d) or (c, m, d)."""
         return {"ctx": self.learner.ctx}
 
-    def forget(self) -> None:
+    def reset_cache(self) -> None:
         """Drop the class features."""
         self._class_features = None
 
-    def for_classes(self, classes: Classes) -> "CoOp":
+    def for_classes(self, classes: Classes) -> Method:
         """Return the same context before other class names; a class-specific one does not move."""
         if self.options.class_specific:
             raise CoopError(
                 "a class-specific context belongs to the classes that it was learned for and cannot be moved to "
                 "others: learn a unified one (class_specific=false)"
             )
-        moved = type(self)(self.backbone, classes, self.options, self.seed)
-        moved.load_state(self.state())
-        return moved
+        return self.moved(classes)

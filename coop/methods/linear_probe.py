@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -14,35 +13,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from coop.errors import CoopError
-from coop.features import LabelledFeatures
-from coop.methods.base import Classes, Method
-from coop.methods.trained import load_parameters
-from coop.progress import progress_display
+from coop.features import Samples
+from coop.io import progress_display
+from coop.methods.base import Classes, Method, load_parameters
+from coop.options import LinearProbeOptions
 
 GRID = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0)  # powers of ten
 BISECTIONS = 8
 NEVER = -1e4  # the logit of a class without training images
-
-
-@dataclass(frozen=True)
-class LinearProbeOptions:
-    """`C` is the inverse strength of the L2 penalty; None to search for it on validation.
-
-    `warm_start` lets each fit of the search start from the nearest one with a smaller C: two to six times fewer steps.
-    With a weak penalty both ways stop before they converge, at different points, so that another C may be chosen.
-    """
-
-    C: float | None = None
-    max_iter: int = 1000
-    warm_start: bool = False
-
-    def __post_init__(self) -> None:
-        if self.C is not None and not (self.C > 0 and math.isfinite(self.C)):
-            raise CoopError(f"C={self.C}: give a number above 0")
-        if self.max_iter < 1:
-            raise CoopError(f"max_iter={self.max_iter}: give at least 1")
 
 
 class LinearProbe(Method):
@@ -62,9 +42,9 @@ class LinearProbe(Method):
         self.weight, self.bias = torch.zeros(c, e), torch.zeros(c)
         self.chosen: list[list[int]] | None = None  # rows for each class, where these are some of those learned
 
-    def fit(self, train_set: LabelledFeatures, val: LabelledFeatures) -> dict[str, Any]:
+    def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Fit the regression, choosing C on `val`."""
-        x, y = train_set.test_view.cpu().numpy(), train_set.labels.cpu().numpy()
+        x, y = train.test_view.cpu().numpy(), train.labels.cpu().numpy()
         if len(np.unique(y)) < 2:
             raise CoopError("method=linear_probe needs training images of at least 2 classes")
         probes = _Probes(x, y, self.options)
@@ -78,7 +58,7 @@ class LinearProbe(Method):
         self.weight, self.bias = _rows(probes(power), len(self.classes.names))
         return {"C": 10.0**power, **notes}
 
-    def _search(self, probes: "_Probes", val: LabelledFeatures) -> tuple[float, float]:
+    def _search(self, probes: "_Probes", val: Samples) -> tuple[float, float]:
         x, y = val.test_view.cpu().numpy(), val.labels.cpu().numpy()
         with progress_display() as display:
             task = display.add_task("searching C", total=len(GRID) + BISECTIONS + 1)

@@ -1,7 +1,6 @@
 """Prompt ensembles: the class features of several learned prompts, averaged (as CLIP does with hand-written ones)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -9,20 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from coop.errors import CoopError
-from coop.methods.base import Classes, Method
+from coop.io import track
+from coop.methods.base import Classes, Method, load_parameters, scaled_cosine
 from coop.methods.coop import CoOp
-from coop.methods.trained import load_parameters
-from coop.methods.zero_shot import scaled_cosine
-from coop.progress import track
-
-
-@dataclass(frozen=True)
-class PromptEnsembleOptions:
-    """`runs` are folders of runs of coop, kgcoop or prograd: of any seeds and lengths, on the same backbone."""
-
-    runs: list[str] = field(default_factory=list)
+from coop.options import PromptEnsembleOptions
 
 
 class PromptEnsemble(Method):
@@ -33,7 +24,6 @@ class PromptEnsemble(Method):
 
     name = "prompt_ensemble"
     Options = PromptEnsembleOptions
-    trains = False
 
     def __init__(self, backbone: Backbone, classes: Classes, options: PromptEnsembleOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
@@ -44,14 +34,16 @@ class PromptEnsemble(Method):
     @cached_property
     def members(self) -> list[CoOp]:
         """The runs' methods, for these classes. Raises CoopError for a run that has no class features of its own."""
-        from coop.artefact import load_method  # which knows all methods, this one too
+        from coop.learned import load_method  # which knows all methods, this one too
 
         members = []
         for run in track(self.options.runs, "loading runs", len(self.options.runs)):
             member = load_method(run, backbone=self.backbone)
             if not isinstance(member, CoOp):
                 raise CoopError(f"{run} is a run of method={member.name}: an ensemble takes coop, kgcoop and prograd")
-            members.append(member if member.classes.names == self.classes.names else member.for_classes(self.classes))
+            moved = member if member.classes.names == self.classes.names else member.for_classes(self.classes)
+            assert isinstance(moved, CoOp)
+            members.append(moved)
         return members
 
     @torch.no_grad()

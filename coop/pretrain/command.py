@@ -9,8 +9,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from coop.backbone import Backbone, load_backbone
-from coop.embedded import CHECKPOINT_FILE, CONFIG_FILE
+from coop.clip.backbone import Backbone, load_backbone
+from coop.clip.lit_lite import CHECKPOINT_FILE, CONFIG_FILE
 from coop.errors import CoopError
 from coop.pretrain.files import image_features, write_model
 from coop.pretrain.loop import Schedule, fit

@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
+from coop.clip.lit_lite import ASSETS, CHECKPOINT_FILE, CONFIG_FILE
 from coop.data.images import open_rgb
-from coop.embedded import ASSETS, CHECKPOINT_FILE, CONFIG_FILE
 from coop.errors import CoopError
+from coop.io import track
 from coop.pretrain.pairs import Pair
-from coop.progress import track
 
 ENCODED_AT_ONCE = 64
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from coop.errors import CoopError
-from coop.progress import track
+from coop.io import track
 
 CHECKPOINT = "checkpoint.pt"
 Batch = TypeVar("Batch")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from coop.published import published, published_words, reproductions
 from coop.report.averages import Average
 from coop.report.cells import Cell, metric_name, said, with_key
 from coop.report.content import Grid, Published, Value
+from coop.report.published import published, published_words, reproductions
 from coop.report.table import AVERAGE
 
 Place = tuple[str, str, str, str, str]  # label, dataset, backbone, shots, target
@@ -17,7 +17,7 @@ Place = tuple[str, str, str, str, str]  # label, dataset, backbone, shots, targe
 
 @dataclass(frozen=True)
 class Literature:
-    """What others report of a study: numbers and words, and how their reproduction went (frames of coop.published)."""
+    """What others report of a study: numbers and words, and how their reproduction went (coop.report.published)."""
 
     numbers: pd.DataFrame
     words: pd.DataFrame

@@ -10,7 +10,7 @@ import pandas as pd
 
 import coop
 from coop.errors import CoopError, unknown
-from coop.progress import track
+from coop.io import track
 from coop.report.beside import Beside, Literature
 from coop.report.cells import Record, is_baseline, most, records_of, said, where
 from coop.report.content import Bars, Curves, Detail, Grid, Report, Reproduction, Words
@@ -21,7 +21,7 @@ from coop.report.panels import make_bars, make_curves
 from coop.report.prompts import Prompts
 from coop.report.runs import Runs
 from coop.report.summary import summary
-from coop.study import Study, texts_of
+from coop.runs.study import Study, texts_of
 
 Part = Grid | Curves | Bars | Words | Detail
 KINDS = ("curves", "gains", "table", "words", "detail")
@@ -37,7 +37,7 @@ def make_report(
 ) -> Report:
     """Return what a study's report says, from whatever is there.
 
-    `plan` has a row for each planned run and test set (coop.study.plan); its runs lie below `results`; `overrides` are
+    `plan` has a row for each planned run and test set (runs.study.plan); its runs lie below `results`; `overrides` are
     those that the study was asked with. Raises CoopError for a part of the study's `show` that no report has.
     """
     builder = _Builder(study, plan, literature, results, device)

@@ -8,8 +8,8 @@ from coop.errors import CoopError
 from coop.report.beside import Literature
 from coop.report.build import make_report
 from coop.report.files import write_report
-from coop.study import command_of, load_study, plan
-from coop.sweep.compose import results_folder, study_cells
+from coop.runs.grid import results_folder, study_cells
+from coop.runs.study import command_of, load_study, plan
 
 
 def report_command(name: str, overrides: Sequence[str], output: Path | None) -> list[Path]:

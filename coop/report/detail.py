@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from coop.progress import track
+from coop.io import track
 from coop.report.averages import MANY
 from coop.report.cells import Cell, Record, said, where, with_key
 from coop.report.content import ClassGain, Detail

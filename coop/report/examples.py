@@ -13,11 +13,11 @@ from torch import Tensor
 
 from coop.data import Dataset, open_rgb, read_dataset
 from coop.errors import CoopError
-from coop.protocols import targets_of
 from coop.report.content import Example
 from coop.report.reliability import Predictions
 from coop.report.runs import Runs
-from coop.results import CONFIG
+from coop.runs.protocol import targets_of
+from coop.runs.store import CONFIG
 
 SIDE = 112  # pixels
 QUALITY = 72

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from coop.paths import written_whole
+from coop.io import atomic_write
 from coop.report.content import Bars, Curves, Detail, Line, Value
 
 FORMATS = ("svg", "pdf", "png")
@@ -204,6 +204,6 @@ def _save(figure: Figure, paths: Iterable[Path]) -> None:
     figure.set_layout_engine("none")
     for path in paths:
         undated = {"CreationDate": None} if path.suffix == ".pdf" else {"Date": None} if path.suffix == ".svg" else None
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=undated)
     plt.close(figure)

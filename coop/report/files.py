@@ -8,13 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from coop.errors import CoopError
-from coop.progress import track
+from coop.io import track, write_text
 from coop.report.content import Bars, Curves, Detail, Grid, Report, Value, Words
 from coop.report.figures import FORMATS, draw_bars, draw_curves, draw_reliability
 from coop.report.page import write_page
 from coop.report.render import latex_text
 from coop.report.rows import rows_of
-from coop.results import write_text
 
 MANIFEST = ".files.json"  # what the last report wrote: what this one does not write again is removed
 PAGE = "index.html"

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from coop.report.cells import NO_KEYS, Record, said
 from coop.report.content import Missing
-from coop.study import command_of
+from coop.runs.study import command_of
 
 _NARROWING = ("method", "shots", "seed")  # a command for these alone redoes nothing: what is done is skipped
 NAMED = 3  # series that a line names before it counts them

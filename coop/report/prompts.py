@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from coop.artefact import Artefact, load_artefact
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
+from coop.clip.words import nearest_words
 from coop.config import first_line
 from coop.errors import CoopError
-from coop.interpret import nearest_words
-from coop.progress import track
+from coop.io import track
+from coop.learned import Learned, load_learned
 from coop.report.cells import Record, said, where, with_key
 from coop.report.content import NearWord, Words
 from coop.report.runs import Runs
@@ -60,7 +60,7 @@ class Prompts:
 
     def _prompts(self, run: str, title: str, theirs: tuple[Read, ...]) -> list["_Prompt"]:
         """Return what a run learned, with its backbone. Raises CoopError where either is not there."""
-        artefact = load_artefact(self._runs.folder(run))
+        artefact = load_learned(self._runs.folder(run))
         ctx = artefact.state.get("ctx")
         if ctx is None:
             raise CoopError(f"method={artefact.method} learned no context vectors ({run})")
@@ -70,7 +70,7 @@ class Prompts:
         names = artefact.classes.names[:CLASSES]
         return [_Prompt(f"{title}, class {name}", run, ctx[i], backbone, ()) for i, name in enumerate(names)]
 
-    def _backbone(self, artefact: Artefact) -> Backbone:
+    def _backbone(self, artefact: Learned) -> Backbone:
         """Return the backbone that something was learned on. Raises CoopError where it cannot be loaded here."""
         key = (artefact.architecture, artefact.pretrained, artefact.precision, artefact.weights)
         if key not in self._backbones:

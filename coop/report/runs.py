@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from coop.results import RESULT, read_json, read_predictions
+from coop.io import read_json
+from coop.runs.store import RESULT, read_predictions
 
 
 class Runs:

@@ -10,9 +10,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from coop.artefact import load_artefact
+from coop.clip.words import Word, nearest_words
 from coop.errors import CoopError, unknown
-from coop.interpret import Word, nearest_words
+from coop.learned import load_learned
 
 FORMATS = ("text", "json", "csv")
 Words = dict[str | None, list[list[Word]]]  # class name (None: unified) -> context vector -> nearest words
@@ -25,7 +25,7 @@ def context_words(
 
     Raises CoopError if it learned no context, or has no such class.
     """
-    artefact = load_artefact(place)
+    artefact = load_learned(place)
     ctx = artefact.state.get("ctx")
     if ctx is None:
         raise CoopError(f"{place}: method={artefact.method} learned no context vectors: choose a run of coop")

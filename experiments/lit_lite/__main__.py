@@ -18,11 +18,11 @@ import torch
 from open_clip import CLIP
 from safetensors.torch import save_file
 
-from coop.embedded import ASSETS, CONFIG_FILE, TEXT_FILE, TRUNK_PREFIX
+from coop.clip.lit_lite import ASSETS, CONFIG_FILE, TEXT_FILE, TRUNK_PREFIX
+from coop.clip.towers import TextTower
 from coop.errors import CoopError
-from coop.paths import cache_folder
+from coop.io import cache_folder
 from coop.pretrain.loop import Schedule, fit
-from coop.text.tower import TextTower
 from experiments.lit_lite.concepts import build_concepts, choose_synsets, predict_targets
 from experiments.lit_lite.image_side import project_classifier
 from experiments.lit_lite.sentences import sentence_vectors, start_from_word_pieces

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from coop.embedded import trunk_tensors
+from coop.clip.lit_lite import trunk_tensors
 
 
 @dataclass(frozen=True)

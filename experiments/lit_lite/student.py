@@ -11,7 +11,7 @@ from open_clip.loss import ClipLoss
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from coop.text.tower import TextTower
+from coop.clip.towers import TextTower
 from experiments.lit_lite.texts import Concept, Prompt, draw_prompt, tokenizer
 
 CHUNKS = 4  # a batch is encoded in so many parts of similar length, to save padding

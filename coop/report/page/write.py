@@ -8,12 +8,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from coop.io import write_text
 from coop.report.content import Curves, Report
 from coop.report.page import bars, curves
 from coop.report.page.numbers import decimals_of, decimals_of_grid, direction, number, signed, spoken
 from coop.report.page.sections import highlights, sections
 from coop.report.page.sources import Sources
-from coop.results import write_text
 
 HERE = Path(__file__).resolve().parent
 STYLES = ("style.css", "parts.css", "print.css")

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coop.artefact import Artefact
-from coop.backbone import Backbone
+from coop.clip.backbone import Backbone
 from coop.errors import CoopError
-from coop.methods import Classes
+from coop.learned import Learned
+from coop.methods.base import Classes
 from coop.methods.coop import CoOpOptions
 
 
@@ -54,7 +54,7 @@ def original_state(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value.float() for name, value in state.items()}
 
 
-def import_coop(path: Path, backbone: Backbone, class_names: Sequence[str] | None, ctx_position: str) -> Artefact:
+def import_coop(path: Path, backbone: Backbone, class_names: Sequence[str] | None, ctx_position: str) -> Learned:
     """Return the context of an original CoOp checkpoint as an artefact for `backbone`.
 
     The file does not say where the class name goes (`ctx_position`), for which classes it was learned (`class_names`;
@@ -79,7 +79,7 @@ def import_coop(path: Path, backbone: Backbone, class_names: Sequence[str] | Non
         raise CoopError(f"the context in {path} is for {len(ctx)} classes, {len(names)} class names were given")
     options = CoOpOptions(n_ctx=ctx.shape[-2], ctx_position=ctx_position, class_specific=class_specific, epochs=0)
     about = (backbone.architecture, backbone.pretrained, backbone.precision, backbone.identity)
-    return Artefact("coop", dataclasses.asdict(options), Classes(names), 1, *about, {"ctx": ctx.contiguous()})
+    return Learned("coop", dataclasses.asdict(options), Classes(names), 1, *about, {"ctx": ctx.contiguous()})
 
 
 def _check_tower(path: Path, state: dict[str, Tensor], backbone: Backbone) -> None:

@@ -18,7 +18,6 @@ import torch
 from omegaconf import OmegaConf
 
 import coop
-from coop.artefact import FILE, Artefact
 from coop.config import RunConfig
 from coop.data import (
     Dataset,
@@ -31,22 +30,14 @@ from coop.data import (
 )
 from coop.errors import CoopError
 from coop.evaluate import evaluate, predictions
-from coop.features import FeatureCache, LabelledFeatures
-from coop.methods import METHODS, Method
-from coop.protocols import Target, classes_of, restricted, summary, training_labels
-from coop.results import (
-    CONFIG,
-    FAILURE,
-    RESULT,
-    SAMPLE,
-    flat,
-    identity,
-    run_folder,
-    write_json,
-    write_predictions,
-    write_text,
-)
-from coop.workshop import Workshop
+from coop.features import FeatureCache, Samples
+from coop.io import write_json, write_text
+from coop.learned import FILE, Learned
+from coop.methods import METHODS
+from coop.methods.base import Method
+from coop.runs.protocol import Target, classes_of, restricted, summary, training_labels
+from coop.runs.store import CONFIG, FAILURE, RESULT, SAMPLE, flat, identity, run_folder, write_predictions
+from coop.runs.workshop import Workshop
 
 
 @dataclass(frozen=True)
@@ -75,7 +66,7 @@ def prepare(config: RunConfig, workshop: Workshop) -> Run:
     dataset = workshop.dataset(config.dataset, config.data_root)
     targets = workshop.targets(config)
     train, val = Split((), ()), Split((), ())
-    if METHODS[config.method].trains:
+    if config.options.trains:
         if config.sample_file:
             train, val = read_sample_file(config.sample_file, dataset)
         else:
@@ -86,7 +77,7 @@ def prepare(config: RunConfig, workshop: Workshop) -> Run:
     sample = _sample_digest(train, val) if config.sample_file else None
     others = [target.dataset for target in targets if target.dataset is not dataset]
     about = identity(config, dataset, {other.name: other.digest for other in others}, sample)
-    defaults = flat(dataclasses.asdict(METHODS[config.method].Options()))
+    defaults = flat(dataclasses.asdict(type(config.options)()))
     folder = run_folder(config.results, about, defaults)
     return Run(config, dataset, train, val, tuple(targets), about, folder)
 
@@ -123,13 +114,11 @@ def _execute(run: Run, workshop: Workshop) -> dict[str, Any]:
         _for_target(method, target)
     watch("prepare")
     fit: dict[str, Any] = {}
-    if method.trains:
+    if method.options.trains:
         parts = [restricted(part, labels) for part in (run.train, run.val)]
         about = {"dataset": run.dataset.name, "shots": config.shots, "seed": config.seed}
         write_sample_file(run.folder / SAMPLE, run.train, run.val, run.dataset.class_names, **about)
         train, val = _sample_features(cache, run, parts)
-        if method.selects_on == "test":
-            val = _labelled(run.targets[0].test, workshop.test_features(cache, run.targets[0]))
         watch("train_features")
         fit = method.fit(train, val)
         watch("fit")
@@ -141,7 +130,7 @@ def _execute(run: Run, workshop: Workshop) -> dict[str, Any]:
         truth = torch.tensor(target.test.labels)
         metrics[target.name] = dataclasses.asdict(evaluate(logits, truth, target.classes.names))
         said[target.name] = predictions(logits, truth)
-    artefact = Artefact.of(method)
+    artefact = Learned.of(method)
     artefact.save(run.folder / FILE)
     write_predictions(run.folder, said)
     watch("test")
@@ -165,12 +154,10 @@ def _execute(run: Run, workshop: Workshop) -> dict[str, Any]:
 
 def _method_notes(run: Run, method: Method) -> list[str]:
     """Return what a reader of the result must know of how it came about."""
-    if not method.trains:
+    if not method.options.trains:
         return []
     notes = list(few_shot_notes(run.dataset, run.config.shots)) if run.config.sample_file is None else []
-    if method.selects_on == "test":
-        notes.append("hyper-parameters were chosen on the test set, as in the published protocol: not comparable")
-    elif run.dataset.val_is_test:
+    if run.dataset.val_is_test:
         notes.append("this dataset's validation images are test images, as in the original")
     return notes
 
@@ -180,9 +167,7 @@ def _for_target(method: Method, target: Target) -> Method:
     return method if target.classes.names == method.classes.names else method.for_classes(target.classes)
 
 
-def _sample_features(
-    cache: FeatureCache, run: Run, parts: Sequence[Split]
-) -> tuple[LabelledFeatures, LabelledFeatures]:
+def _sample_features(cache: FeatureCache, run: Run, parts: Sequence[Split]) -> tuple[Samples, Samples]:
     """Return the features of the train sample, with its random views, and of the validation sample."""
     device = cache.backbone.device
     train, val = parts
@@ -193,15 +178,15 @@ def _sample_features(
     features = cache(run.dataset.root, train.paths, range(count + 1)).to(device)
     shown = cache(run.dataset.root, val.paths)[0].to(device) if len(val) else features[0, :0]
     return (
-        LabelledFeatures(torch.tensor(train.labels, device=device), features[0], features[1:], fresh),
+        Samples(torch.tensor(train.labels, device=device), features[0], features[1:], fresh),
         _labelled(val, shown),
     )
 
 
-def _labelled(part: Split, features: torch.Tensor) -> LabelledFeatures:
+def _labelled(part: Split, features: torch.Tensor) -> Samples:
     """Return what is only looked at: the (n, e) test view."""
     labels = torch.tensor(part.labels, dtype=torch.long, device=features.device)
-    return LabelledFeatures(labels, features, features.new_empty(0, *features.shape))
+    return Samples(labels, features, features.new_empty(0, *features.shape))
 
 
 def _sample_digest(train: Split, val: Split) -> str:

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from coop.backbone import Backbone, load_backbone
+from coop.clip.backbone import Backbone, load_backbone
 from coop.config import RunConfig
 from coop.data import Dataset, check_images, read_dataset
 from coop.data.description import load_description
 from coop.data.reading import read_described
 from coop.errors import CoopError
 from coop.features import FeatureCache
-from coop.protocols import Target, targets_of
+from coop.runs.protocol import Target, targets_of
 
 
 class Workshop:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from coop.study import Cell
+from coop.runs.study import Cell
 
 SAMPLE = ("seed", "shots", "epochs")
 

@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from coop.errors import CoopError, unknown
-from coop.paths import resource_folder
-from coop.results import FAILURE, RESULT, read_json, shelf
+from coop.io import read_json, resource_folder
+from coop.runs.store import FAILURE, RESULT, shelf
 
 FOLDER = "experiments/studies"
 MEASURED = ("accuracy", "macro_f1", "ece", "mean_confidence", "n")

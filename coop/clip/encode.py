@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from coop.text.layout import Row, shared_length
-from coop.text.tower import Block, TextTower, layer_norm
+from coop.clip.prompts import Row, shared_length
+from coop.clip.towers import Block, TextTower, layer_norm
 
 KeysValues = list[tuple[Tensor, Tensor]]  # one (b, h, p, d/h) pair per block
 ACTIVATION_BUDGET = 1400 * 2**20  # bytes that a CPU keeps for the backward pass before recomputation begins
@@ -58,7 +58,7 @@ class _FullChunk:
 class PromptEncoder:
     """The class features of fixed prompts as a function of the context.
 
-    `rows` are prompts as `coop.text.layout` makes them. `budget` is in bytes (on a GPU a third of what is free there).
+    `rows` are prompts as `coop.clip.prompts` makes them. `budget` is in bytes (on a GPU a third of what is free there).
     `tokens` is the number of token states that one call computes per context.
     """
 

@@ -28,12 +28,11 @@ from rich.console import Console
 
 from coop.config import first_line
 from coop.errors import CoopError
-from coop.paths import resource_folder
-from coop.progress import progress_display
-from coop.sweep.claims import Claims, being_done
-from coop.sweep.compose import register_datasets, sentence
-from coop.sweep.work import POLL, Job, work
-from coop.workshop import Workshop
+from coop.io import progress_display, resource_folder
+from coop.runs.claims import Claims, being_done
+from coop.runs.grid import register_datasets, sentence
+from coop.runs.workers import POLL, Job, work
+from coop.runs.workshop import Workshop
 
 JOBS = 8  # on a cluster, where nothing says how many
 

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from coop.embedded import lit_lite_files
+from coop.clip.encode import PromptEncoder
+from coop.clip.lit_lite import lit_lite_files
+from coop.clip.prompts import Row, Tokenizer, Vocabulary, learned_rows, readable_name, template_rows
+from coop.clip.towers import TextTower, check_config
 from coop.errors import CoopError, unknown
-from coop.paths import cache_folder
-from coop.text.encode import PromptEncoder
-from coop.text.layout import Row, Tokenizer, Vocabulary, learned_rows, spoken, template_rows
-from coop.text.tower import TextTower, check_config
+from coop.io import cache_folder
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 LIT_LITE = "lit_lite"
@@ -92,19 +92,24 @@ class Backbone:
     def learned_rows(
         self, class_names: Sequence[str], n_ctx: int, ctx_position: str, class_specific: bool
     ) -> list[Row]:
-        """Return the layout of prompts with learned context; see `coop.text.layout.learned_rows`."""
+        """Return the layout of prompts with learned context; see `coop.clip.prompts.learned_rows`."""
         length = self.tower.context_length
         return learned_rows(self.vocabulary, class_names, n_ctx, ctx_position, class_specific, length)
 
     @torch.no_grad()
-    def encode_template(self, template: str, class_names: Sequence[str]) -> Float[Tensor, "c e"]:
-        """Return the features, not normalised, of a hand-written template filled with each class name."""
-        rows = template_rows(self.vocabulary, template, class_names, self.tower.context_length)
+    def encode_template(
+        self, template: str, class_names: Sequence[str], underscores: bool = False
+    ) -> Float[Tensor, "c e"]:
+        """Return the features, not normalised, of a hand-written template filled with each class name.
+
+        Underscores of class names become spaces unless `underscores` keeps them.
+        """
+        rows = template_rows(self.vocabulary, template, class_names, self.tower.context_length, underscores)
         return self.prompt_encoder(rows)()
 
     def encode_words(self, words: str) -> tuple[list[int], Float[Tensor, "m d"]]:
         """Return the token ids of `words` and their embeddings in float32. Raises CoopError if there are none."""
-        (ids,) = self.vocabulary.body([spoken(words)])
+        (ids,) = self.vocabulary.body([readable_name(words)])
         if not ids:
             raise CoopError(f"ctx_init {words!r} holds no word: give words such as 'a photo of a', or leave it out")
         return ids, self.token_embedding[ids].float()

@@ -10,16 +10,16 @@ from rich.markup import escape
 
 from coop.config import run_config
 from coop.errors import CoopError
-from coop.memory import keep_freed_memory
-from coop.progress import progress_display, track
-from coop.results import FAILURE, RESULT, read_json
-from coop.runner import Run, execute, prepare
-from coop.study import load_study
-from coop.sweep.claims import Claims, Turn
-from coop.sweep.compose import configurations, expand, experiment_of, study_runs
-from coop.sweep.launch import Launch, of_the_launcher
-from coop.sweep.work import POLL, Job, name_of, percent, work
-from coop.workshop import Workshop
+from coop.io import progress_display, read_json, track
+from coop.machine import keep_freed_memory
+from coop.runs.claims import Claims, Turn
+from coop.runs.grid import configurations, expand, experiment_of, study_runs
+from coop.runs.launch import Launch, of_the_launcher
+from coop.runs.run import Run, execute, prepare
+from coop.runs.store import FAILURE, RESULT
+from coop.runs.study import load_study
+from coop.runs.workers import POLL, Job, name_of, percent, work
+from coop.runs.workshop import Workshop
 
 
 def run_command(overrides: Sequence[str], multirun: bool, show: bool = False) -> int:

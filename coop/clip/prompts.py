@@ -14,6 +14,7 @@ NAME is as many tokens as the name has when tokenised alone. Where its last char
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
 from coop.errors import CoopError, unknown
@@ -62,7 +63,7 @@ class Vocabulary:
         return self.head + tuple(body) + self.tail
 
 
-def spoken(class_name: str) -> str:
+def readable_name(class_name: str) -> str:
     """Return a class name as it is put into a prompt: underscores are spaces (as the original)."""
     return class_name.replace("_", " ")
 
@@ -82,7 +83,7 @@ def learned_rows(
     """
     if ctx_position not in CTX_POSITIONS:
         raise unknown("ctx_position", ctx_position, CTX_POSITIONS)
-    names = [spoken(name) for name in class_names]
+    names = [readable_name(name) for name in class_names]
     alone = [len(body) for body in vocabulary.body(names)]
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[ctx_position]
     rows = []
@@ -95,14 +96,21 @@ def learned_rows(
     return rows
 
 
-def template_rows(vocabulary: Vocabulary, template: str, class_names: Sequence[str], context_length: int) -> list[Row]:
+def template_rows(
+    vocabulary: Vocabulary,
+    template: str,
+    class_names: Sequence[str],
+    context_length: int,
+    underscores: bool = False,
+) -> list[Row]:
     """Return one row per class of a hand-written template with `{}` for the name.
 
     Raises CoopError for a template without exactly one `{}`, or a prompt longer than `context_length`.
     """
     if template.count("{}") != 1 or template.replace("{}", "").count("{") + template.replace("{}", "").count("}"):
         raise CoopError(f"the template {template!r} must hold exactly one {{}}, where the class name goes")
-    rows = [vocabulary.close(body) for body in vocabulary.body([template.format(spoken(n)) for n in class_names])]
+    names = class_names if underscores else [readable_name(name) for name in class_names]
+    rows = [vocabulary.close(body) for body in vocabulary.body([template.format(name) for name in names])]
     check_lengths(rows, class_names, context_length)
     return rows
 
@@ -135,3 +143,35 @@ def _strip(row: list[int], pad: int) -> list[int]:
     while end and row[end - 1] == pad:
         end -= 1
     return row[:end]
+
+
+# The seven that OpenAI chose by forward selection over the eighty (CLIP, notebooks/Prompt_Engineering_for_ImageNet).
+IMAGENET_7 = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+IMAGENET_80 = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+ENSEMBLES = {"imagenet7": IMAGENET_7, "imagenet80": IMAGENET_80}
+
+
+def expand_template(template: str | None, dataset_template: str, dataset: str = "") -> tuple[str, ...]:
+    """Return the templates that `template` stands for.
+
+    `None` is the dataset's own; `imagenet7` and `imagenet80` are ensembles, to which the dataset's own is added for
+    every dataset but ImageNet (as ZeroshotCLIP2 does); anything else is a template with `{}` for the class name.
+    """
+    if template is None:
+        return (dataset_template,)
+    if template in ENSEMBLES:
+        own = () if dataset == "imagenet" else (dataset_template,)
+        return ENSEMBLES[template] + own
+    if "{}" not in template:
+        raise CoopError(
+            f"template={template!r}: give a text with {{}} where the class name goes, or one of {', '.join(ENSEMBLES)}"
+        )
+    return (template,)

@@ -1,4 +1,4 @@
-"""A view of open_clip's text towers: the one place, with `coop.backbone`, that knows their insides.
+"""A view of open_clip's text towers: the one place, with `coop.clip.backbone`, that knows their insides.
 
 Whether a tower can share prefixes is decided by what it is, not by its name: a causal mask, pooling at the
 end-of-text token and standard residual blocks. Every other native tower runs its full sequences.

@@ -22,14 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 from coop.config import run_config
 from coop.data import dataset_descriptions
 from coop.errors import CoopError, unknown
-from coop.methods import METHODS
-from coop.paths import resource_folder
-from coop.progress import track
-from coop.protocols import reported
-from coop.results import planned_identity
-from coop.study import Cell, Study, filled, texts_of
+from coop.io import resource_folder, track
+from coop.options import OPTIONS
+from coop.runs.protocol import reported
+from coop.runs.store import planned_identity
+from coop.runs.study import Cell, Study, filled, texts_of
 
-METHOD_KEYS = {field.name for method in METHODS.values() for field in fields(method.Options)}
+METHOD_KEYS = {field.name for options in OPTIONS.values() for field in fields(options)}
 SAMPLE_KEYS = {"shots", "seed", "sample_file"}
 
 
@@ -196,10 +195,10 @@ def _without_repeats(jobs: Iterable[list[str]]) -> list[list[str]]:
     kept: dict[tuple[str, ...], list[str]] = {}
     for job in jobs:
         chosen = [text.split("=", 1)[1] for text in job if text.startswith("method=")]
-        method = METHODS.get(chosen[-1] if chosen else "coop")
+        method = OPTIONS.get(chosen[-1] if chosen else "coop")
         idle: set[str] = set()
         if method:
-            idle = METHOD_KEYS - {field.name for field in fields(method.Options)}
+            idle = METHOD_KEYS - {field.name for field in fields(method)}
             idle |= set() if method.trains else SAMPLE_KEYS
         telling = tuple(text for text in job if re.split(r"[.=]", text, maxsplit=1)[0] not in idle)
         kept.setdefault(telling, job)

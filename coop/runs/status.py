@@ -11,11 +11,11 @@ from rich.table import Table
 
 from coop.config import RunConfig, run_config
 from coop.errors import CoopError
-from coop.progress import track
-from coop.study import Cell, Study, command_of, load_study, plan, study_names
-from coop.sweep.compose import experiment_of, results_folder, study_jobs, study_runs
-from coop.sweep.remaining import Remaining, remaining
-from coop.workshop import Workshop
+from coop.io import track
+from coop.runs.grid import experiment_of, results_folder, study_jobs, study_runs
+from coop.runs.remaining import Remaining, remaining
+from coop.runs.study import Cell, Study, command_of, load_study, plan, study_names
+from coop.runs.workshop import Workshop
 
 STATES = ("done", "missing", "failed")
 SHOWN = 20  # failures that are written out

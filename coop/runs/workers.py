@@ -11,11 +11,11 @@ from rich.markup import escape
 
 from coop.config import RunConfig, first_line
 from coop.errors import CoopError
-from coop.progress import progress_display
-from coop.results import RESULT, planned_identity
-from coop.runner import execute, prepare, recording_failure
-from coop.sweep.claims import Claims, Turn
-from coop.workshop import Workshop
+from coop.io import progress_display
+from coop.runs.claims import Claims, Turn
+from coop.runs.run import execute, prepare, recording_failure
+from coop.runs.store import RESULT, planned_identity
+from coop.runs.workshop import Workshop
 
 POLL = 1.0  # seconds between two looks at the runs of others
 

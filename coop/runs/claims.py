@@ -15,7 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from coop.results import RESULT, write_text
+from coop.io import write_text
+from coop.runs.store import RESULT
 
 LOCK, ATTEMPT = ".lock", ".attempt"
 PATIENCE = 0.1  # seconds: longer than another process's look at the lock, far shorter than a run

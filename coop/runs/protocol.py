@@ -9,7 +9,7 @@ from statistics import fmean, harmonic_mean
 
 from coop.data import Dataset, Split
 from coop.errors import CoopError
-from coop.methods import Classes
+from coop.methods.base import Classes
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from coop.errors import CoopError
-from coop.paths import resource_folder
+from coop.io import resource_folder
 
 FOLDER = "experiments/published"
 ORIGIN = ("paper", "table", "source", "verified", "note")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coop.errors import CoopError
 
-ASSETS = Path(__file__).resolve().parent / "assets" / "lit_lite"
+ASSETS = Path(__file__).resolve().parents[1] / "assets" / "lit_lite"
 CONFIG_FILE = "open_clip_config.json"
 TEXT_FILE = "text.safetensors"
 CHECKPOINT_FILE = "open_clip_model.safetensors"

@@ -21,12 +21,12 @@ import pandas as pd
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from coop.backbone import LIT_LITE
+from coop.clip.backbone import LIT_LITE
+from coop.clip.lit_lite import ASSETS, TEXT_FILE
 from coop.config import RunConfig
 from coop.data import Dataset
-from coop.embedded import ASSETS, TEXT_FILE
 from coop.errors import CoopError
-from coop.paths import written_whole
+from coop.io import atomic_write, read_json
 
 RESULT, FAILURE, CONFIG, SAMPLE = "result.json", "failure.json", "config.yaml", "sample.json"
 PREDICTIONS = "predictions.safetensors"
@@ -97,27 +97,10 @@ def flat(mapping: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return out
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return what `write_json` wrote."""
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
-
-
 def write_predictions(folder: Path, predictions: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write what was predicted, by test set, whole or not at all: the images in the order of the test split."""
     tensors = {f"{target}/{key}": tensor for target, some in predictions.items() for key, tensor in some.items()}
-    with written_whole(folder / PREDICTIONS) as temporary:
+    with atomic_write(folder / PREDICTIONS) as temporary:
         save_file(tensors, temporary)
 
 

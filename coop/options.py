@@ -1,0 +1,287 @@
+"""The options of every method: keys of the command line, with types, defaults and checks. The only place of defaults.
+
+No torch here: studies, tables and reports read options without loading it. A method's class is in `coop.methods`.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from coop.errors import CoopError, unknown
+
+Tap = Literal["final", "pre_projection", "pixels"]  # image features, features before the last projection, uint8 pixels
+CTX_POSITIONS = ("end", "middle", "front")
+ADAPTER_BRANCHES = {"visual": ("visual",), "text": ("text",), "both": ("visual", "text")}
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What all options share. `trains`: whether shots and seed are part of what a run is. `reads`: the cache's tap."""
+
+    trains: ClassVar[bool] = True
+    reads: ClassVar[Tap] = "final"
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether something is chosen on the validation sample; only then is `validation` part of what a run is."""
+        return False
+
+
+@dataclass(frozen=True)
+class Augment:
+    """`views`: 0: the test view; V > 0: one of V random views, drawn per image and epoch; `epochs`: a fresh one."""
+
+    views: int | str = 10
+
+    def __post_init__(self) -> None:
+        if self.views != "epochs" and not (isinstance(self.views, int) and self.views >= 0):
+            raise CoopError(f"augment.views={self.views}: give 0, a number of views, or 'epochs'")
+
+
+@dataclass(frozen=True)
+class Training(MethodOptions):
+    """How a method is trained. `epochs=None` is the protocol's number for the shots; 0 leaves it untrained."""
+
+    epochs: int | None = None
+    lr: float = 0.002
+    batch_size: int = 32
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: int = 1
+    warmup_lr: float = 1e-5
+    augment: Augment = field(default_factory=Augment)
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs < 0:
+            raise CoopError(f"epochs={self.epochs}: give 0 or more")
+        if self.batch_size < 1:
+            raise CoopError(f"batch_size={self.batch_size}: give 1 or more")
+        for name in ("lr", "momentum", "weight_decay", "warmup_lr", "warmup_epochs"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise CoopError(f"{name}={value}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class ZeroShotOptions(MethodOptions):
+    """`template`: None (the dataset's), `imagenet7`, `imagenet80`, or a text with {}."""
+
+    trains: ClassVar[bool] = False
+    template: str | None = None
+
+
+@dataclass(frozen=True)
+class CoOpOptions(Training):
+    """`ctx_init` words take the place of `n_ctx` random vectors; their number of tokens then is n_ctx."""
+
+    n_ctx: int | None = 16
+    ctx_position: str = "end"
+    class_specific: bool = False
+    ctx_init: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ctx_position not in CTX_POSITIONS:
+            raise unknown("ctx_position", self.ctx_position, CTX_POSITIONS)
+        if self.ctx_init is not None:
+            object.__setattr__(self, "n_ctx", None)  # so that a sweep over n_ctx makes one run of given words
+        elif self.n_ctx is None or self.n_ctx < 1:
+            raise CoopError(f"n_ctx={self.n_ctx}: give at least 1 context vector")
+
+
+@dataclass(frozen=True)
+class CoCoOpOptions(CoOpOptions):
+    """The defaults are the paper's. `class_specific` must be false: a context cannot depend on both."""
+
+    epochs: int | None = 10
+    batch_size: int = 1
+    ctx_init: str | None = "a photo of a"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.class_specific:
+            raise CoopError("method=cocoop learns a context for each image, not for each class: class_specific=false")
+
+
+@dataclass(frozen=True)
+class KgCoOpOptions(CoOpOptions):
+    """`kg_weight` is the paper's lambda; `template` (None: the dataset's) makes the features to stay near."""
+
+    epochs: int | None = 100
+    batch_size: int = 128
+    ctx_init: str | None = "a photo of a"
+    kg_weight: float = 8.0
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.kg_weight >= 0:
+            raise CoopError(f"kg_weight={self.kg_weight}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class ProGradOptions(CoOpOptions):
+    """`prograd_lambda` is how much of the conflict is taken out; `temperature` softens both predictions."""
+
+    ctx_init: str | None = "a photo of a"
+    prograd_lambda: float = 1.0
+    temperature: float = 1.0
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.prograd_lambda >= 0:
+            raise CoopError(f"prograd_lambda={self.prograd_lambda}: give 0 or more")
+        if not self.temperature > 0:
+            raise CoopError(f"temperature={self.temperature}: give a number above 0")
+
+
+@dataclass(frozen=True)
+class PromptEnsembleOptions(MethodOptions):
+    """`runs` are folders of runs of coop, kgcoop or prograd: of any seeds and lengths, on the same backbone."""
+
+    trains: ClassVar[bool] = False
+    runs: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LinearProbeOptions(MethodOptions):
+    """`C` is the inverse strength of the L2 penalty; None to search for it on validation.
+
+    `warm_start` lets each fit of the search start from the nearest one with a smaller C: two to six times fewer steps.
+    With a weak penalty both ways stop before they converge, at different points, so that another C may be chosen.
+    """
+
+    C: float | None = None
+    max_iter: int = 1000
+    warm_start: bool = False
+
+    def __post_init__(self) -> None:
+        if self.C is not None and not (self.C > 0 and math.isfinite(self.C)):
+            raise CoopError(f"C={self.C}: give a number above 0")
+        if self.max_iter < 1:
+            raise CoopError(f"max_iter={self.max_iter}: give at least 1")
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether something is left to search for."""
+        return self.C is None
+
+
+@dataclass(frozen=True)
+class ClapOptions(Training):
+    """`constraint=false` leaves the zero-shot start alone (the paper's ZS-LP); the defaults are the released ones."""
+
+    epochs: int | None = 300
+    lr: float = 0.1
+    batch_size: int = 256
+    weight_decay: float = 0.0
+    constraint: bool = True
+    template: str | None = None
+
+
+@dataclass(frozen=True)
+class ClipAdapterOptions(Training):
+    """`ratio`: a number in [0, 1], `search` (the best of `RATIOS` on validation) or `learned` (with the adapter).
+
+    `reduction`: the bottleneck is the backbone's width e divided by it, rounded down, at least 1.
+    """
+
+    branch: str = "visual"
+    ratio: float | int | str = 0.2
+    reduction: int = 4
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.branch not in ADAPTER_BRANCHES:
+            raise unknown("branch", self.branch, ADAPTER_BRANCHES)
+        if self.reduction < 1:
+            raise CoopError(f"reduction={self.reduction}: give 1 or more; the bottleneck is the width divided by it")
+        if isinstance(self.ratio, str):
+            if self.ratio not in ("search", "learned"):
+                raise CoopError(f"ratio={self.ratio}: give a number from 0 to 1, 'search' or 'learned'")
+        elif not 0 <= self.ratio <= 1:
+            raise CoopError(f"ratio={self.ratio}: give a number from 0 to 1, 'search' or 'learned'")
+        else:
+            object.__setattr__(self, "ratio", float(self.ratio))
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether something is left to search for."""
+        return self.ratio == "search"
+
+
+@dataclass(frozen=True)
+class TipAdapterOptions(MethodOptions):
+    """`alpha` and `beta`: both None to search for them on validation, or both given."""
+
+    alpha: float | None = None
+    beta: float | None = None
+    template: str | None = None
+    augment: Augment = field(default_factory=Augment)
+
+    def __post_init__(self) -> None:
+        check_pair(self.alpha, self.beta)
+        if self.augment.views == "epochs":
+            raise CoopError("method=tip_adapter has no epochs: give augment.views a number")
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether something is left to search for."""
+        return self.alpha is None
+
+
+@dataclass(frozen=True)
+class TipAdapterFOptions(Training):
+    """`alpha` and `beta` are None to be searched for on validation, or both given; so are `train_alpha`, `train_beta`.
+
+    The latter two hold while the keys are trained; None takes Tip-Adapter's, before training.
+    AdamW has no `momentum`, and there is no warm-up unless `warmup_epochs` asks for one.
+    """
+
+    epochs: int | None = 20
+    lr: float = 0.001
+    batch_size: int = 256
+    weight_decay: float = 0.01
+    warmup_epochs: int = 0
+    train_alpha: float | None = None
+    train_beta: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_pair(self.alpha, self.beta)
+        check_pair(self.train_alpha, self.train_beta, "train_")
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether something is left to search for."""
+        return self.alpha is None or self.train_alpha is None
+
+
+def check_pair(alpha: float | None, beta: float | None, prefix: str = "") -> None:
+    """Raise CoopError unless both are numbers from 0 on, or both are left out."""
+    if (alpha is None) != (beta is None):
+        given = f"{prefix}alpha={alpha} and {prefix}beta={beta}"
+        raise CoopError(f"{given}: give both, or neither to search for them on validation")
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if value is not None and not value >= 0:
+            raise CoopError(f"{prefix}{name}={value}: give 0 or more")
+
+
+OPTIONS: dict[str, type[MethodOptions]] = {
+    "zero_shot": ZeroShotOptions,
+    "linear_probe": LinearProbeOptions,
+    "clap": ClapOptions,
+    "coop": CoOpOptions,
+    "cocoop": CoCoOpOptions,
+    "kgcoop": KgCoOpOptions,
+    "prograd": ProGradOptions,
+    "prompt_ensemble": PromptEnsembleOptions,
+    "clip_adapter": ClipAdapterOptions,
+    "tip_adapter": TipAdapterOptions,
+    "tip_adapter_f": TipAdapterFOptions,
+}
