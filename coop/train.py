@@ -2,35 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from coop.data.few_shot import Shots
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.io import track
 from coop.options import Training
 
 Batch = tuple[Tensor, Int[Tensor, " b"]]  # inputs of a tap, labels
-T = TypeVar("T")
-
-
-def resolved(options: T, shots: Shots, dataset: str) -> T:
-    """Return a method's options with the protocol's number of epochs filled in, if it is trained by epochs."""
-    if isinstance(options, Training) and options.epochs is None:
-        return replace(options, epochs=protocol_epochs(shots, dataset))
-    return options
-
-
-def protocol_epochs(shots: Shots, dataset: str) -> int:
-    """Return CoOp's epochs: 50 for 1 shot, 100 for 2 and 4, 200 for more; 50 for ImageNet whatever the shots."""
-    if dataset == "imagenet" or shots == 1:
-        return 50
-    return 100 if isinstance(shots, int) and shots <= 4 else 200
 
 
 def learning_rates(

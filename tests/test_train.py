@@ -14,13 +14,10 @@ from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.methods.coop import CoOp, CoOpOptions
+from coop.options import Augment, Training, protocol_epochs, resolved
 from coop.train import (
-    Augment,
-    Training,
     epoch_batches,
     learning_rates,
-    protocol_epochs,
-    resolved,
     sgd,
     steps_per_epoch,
     train,
