@@ -5,13 +5,17 @@ A key is a group (`dataset=dtd`, `backbone=rn50`, `method=coop`, `protocol=base_
 `RunSettings`. Groups' choices are files: datasets/*.yaml, conf/backbone/*.yaml, conf/protocol/*.yaml.
 """
 
+import inspect
+import json
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -319,6 +323,42 @@ def _choice(group: str, values: Mapping[str, Any]) -> str:
 
 def _inside(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{group}.")}
+
+
+def config_text(config: RunConfig) -> str:
+    """Return a configuration as YAML, its keys as the command line has them; a dataset's empty keys are left out."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    options = plain.pop("options")
+    empty = asdict(Description("", "", ""))
+    for description in (plain["dataset"], *(target["description"] for target in plain["protocol"]["targets"])):
+        for key in [key for key, value in description.items() if value == empty[key]]:
+            del description[key]
+    head = {group: plain.pop(group) for group in GROUPS}
+    text: str = yaml.safe_dump({**head, **options, **plain}, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def key_help() -> str:
+    """Return what every key means and what it is by default, as text."""
+    lines = [f"{group}={default}: one of {', '.join(group_choices(group))}" for group, default in GROUPS.items()]
+    lines += [f"{f.name}={_default(f)}: {f.metadata['help']}" for f in fields(RunSettings)]
+    for name, kind in OPTIONS.items():
+        keys = {f.name: getattr(kind(), f.name) for f in fields(kind)}
+        flat = {k: v for k, v in keys.items() if not is_dataclass(v)}
+        for key, value in keys.items():
+            if is_dataclass(value):
+                flat |= {f"{key}.{inner}": v for inner, v in vars(value).items()}
+        lines += ["", f"method={name}", *textwrap.wrap(inspect.cleandoc(kind.__doc__ or ""), 116)]
+        lines += textwrap.wrap("Keys: " + ", ".join(f"{k}={_default_text(v)}" for k, v in flat.items()), 116)
+    return "\n".join(lines) + "\n"
+
+
+def _default(of: "Field[Any]") -> str:
+    return _default_text(of.default)
+
+
+def _default_text(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def resolve_interpolations(values: Mapping[str, Any]) -> Mapping[str, Any]:

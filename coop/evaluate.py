@@ -1,4 +1,4 @@
-"""Metrics of one test set, and what was said of each of its images."""
+"""Metrics of one test set, and the prediction for each of its images."""
 
 from dataclasses import dataclass
 
@@ -10,6 +10,8 @@ from torchmetrics.functional.classification import (
     multiclass_calibration_error,
     multiclass_f1_score,
 )
+
+from coop.errors import CoopError
 
 ECE_BINS = 15
 
@@ -31,8 +33,17 @@ class Metrics:
 
 
 def evaluate(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], class_names: tuple[str, ...]) -> Metrics:
-    """Return the metrics of `logits` against `labels`, by torchmetrics."""
+    """Compute the metrics of `logits` against `labels`, by torchmetrics.
+
+    Raises CoopError for logits that are not finite.
+    """
     logits, labels = logits.float().cpu(), labels.cpu()
+    broken = int((~logits.isfinite()).any(dim=-1).sum())
+    if broken:
+        raise CoopError(
+            f"the logits of {broken} of {len(logits)} images are not finite: the weights of the backbone are damaged, "
+            "or training diverged (lower lr, or use precision=fp32)"
+        )
     classes = len(class_names)
     if classes == 1:  # torchmetrics wants two; one class is always right
         return Metrics(1.0, 1.0, 0.0, 1.0, len(labels), {class_names[0]: 1.0})

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from coop.clip.backbone import Backbone, load_backbone
-from coop.config import method_options
+from coop.options import method_options
 from coop.data import open_rgb
 from coop.errors import CoopError, unknown
 from coop.io import atomic_write, track
