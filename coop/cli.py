@@ -1,4 +1,4 @@
-"""The command line: `coop demo | run | study | table | words | report | predict | import | data | pretrain`."""
+"""The command line: `coop demo | run | study | table | words | report | predict | import | data`."""
 
 import argparse
 import os
@@ -49,7 +49,6 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
 
 def _parser() -> argparse.ArgumentParser:
     from coop.data.commands import add_data_commands
-    from coop.pretrain.arguments import add_pretrain_command
 
     parser = argparse.ArgumentParser(prog="coop", description=coop.__doc__.splitlines()[0] if coop.__doc__ else "")
     parser.add_argument("--version", action="version", version=f"coop-clip {coop.__version__}")
@@ -64,7 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_import(commands)
     _add_export(commands)
     add_data_commands(commands)
-    add_pretrain_command(commands)
     return parser
 
 
