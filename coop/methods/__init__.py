@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "zero_shot": "coop.methods.zero_shot:ZeroShot",
+    "waffle": "coop.methods.zero_shot:Waffle",
     "linear_probe": "coop.methods.linear_probe:LinearProbe",
     "clap": "coop.methods.clap:Clap",
     "coop": "coop.methods.coop:CoOp",
@@ -24,6 +25,8 @@ _CLASSES = {
     "clip_adapter": "coop.methods.clip_adapter:ClipAdapter",
     "tip_adapter": "coop.methods.tip_adapter:TipAdapter",
     "tip_adapter_f": "coop.methods.tip_adapter:TipAdapterF",
+    "ape": "coop.methods.tip_adapter:Ape",
+    "ape_t": "coop.methods.tip_adapter:ApeT",
 }
 
 
