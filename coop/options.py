@@ -4,14 +4,22 @@ No torch here: studies, tables and reports read options without loading it. A me
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar, Literal, TypeVar
 
 from coop.errors import CoopError, unknown
 
 Tap = Literal["final", "pre_projection", "pixels"]  # image features, features before the last projection, uint8 pixels
+PLUGINS = "coop.methods"  # the entry-point group in which other packages offer methods
 CTX_POSITIONS = ("end", "middle", "front")
 ADAPTER_BRANCHES = {"visual": ("visual",), "text": ("text",), "both": ("visual", "text")}
+
+
+O = TypeVar("O", bound="MethodOptions")
+T = TypeVar("T", bound="Training")
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,15 @@ class MethodOptions:
     def uses_validation(self) -> bool:
         """Whether something is chosen on the validation sample; only then is `validation` part of what a run is."""
         return False
+
+    @property
+    def n_views(self) -> int:
+        """The number of random views of each training image that the method reads, beside the test view."""
+        return 0
+
+    def resolved(self: O, shots: int | str, dataset: str) -> O:
+        """Return the options with what they leave to the shots or the dataset: the number of epochs."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,22 @@ class Training(MethodOptions):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise CoopError(f"{name}={value}: give 0 or more")
+
+    @property
+    def n_views(self) -> int:
+        """`augment.views`, or one for each epoch."""
+        return (self.epochs or 0) if self.augment.views == "epochs" else int(self.augment.views)
+
+    def resolved(self: T, shots: int | str, dataset: str) -> T:
+        """Return the options with the protocol's number of epochs where none is given."""
+        return self if self.epochs is not None else replace(self, epochs=protocol_epochs(shots, dataset))
+
+
+def protocol_epochs(shots: int | str, dataset: str) -> int:
+    """Return CoOp's epochs: 50 for 1 shot, 100 for 2 and 4, 200 for more; 50 for ImageNet whatever the shots."""
+    if dataset == "imagenet" or shots == 1:
+        return 50
+    return 100 if isinstance(shots, int) and shots <= 4 else 200
 
 
 @dataclass(frozen=True)
@@ -231,6 +264,11 @@ class TipAdapterOptions(MethodOptions):
         """Whether something is left to search for."""
         return self.alpha is None
 
+    @property
+    def n_views(self) -> int:
+        """Those that the keys are the mean of."""
+        return int(self.augment.views)
+
 
 @dataclass(frozen=True)
 class TipAdapterFOptions(Training):
@@ -272,7 +310,7 @@ def check_pair(alpha: float | None, beta: float | None, prefix: str = "") -> Non
             raise CoopError(f"{prefix}{name}={value}: give 0 or more")
 
 
-OPTIONS: dict[str, type[MethodOptions]] = {
+BUILT_IN: dict[str, type[MethodOptions]] = {
     "zero_shot": ZeroShotOptions,
     "linear_probe": LinearProbeOptions,
     "clap": ClapOptions,
@@ -285,3 +323,50 @@ OPTIONS: dict[str, type[MethodOptions]] = {
     "tip_adapter": TipAdapterOptions,
     "tip_adapter_f": TipAdapterFOptions,
 }
+
+
+class _Options(Mapping[str, type[MethodOptions]]):
+    """The options of every method by name; another package's class is imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> type[MethodOptions]:
+        return BUILT_IN[name] if name in BUILT_IN else plugin(name).Options
+
+    def __iter__(self) -> Iterator[str]:
+        yield from BUILT_IN
+        yield from plugins()
+
+    def __len__(self) -> int:
+        return len(BUILT_IN) + len(plugins())
+
+    def __contains__(self, name: object) -> bool:
+        return name in BUILT_IN or name in plugins()
+
+
+OPTIONS: Mapping[str, type[MethodOptions]] = _Options()
+
+
+@cache
+def plugins() -> dict[str, EntryPoint]:
+    """Return the entry points of other packages' methods, by name; a built-in method's name stays its own."""
+    return {entry.name: entry for entry in entry_points(group=PLUGINS) if entry.name not in BUILT_IN}
+
+
+def plugin(name: str) -> Any:
+    """Import another package's method class.
+
+    Raises KeyError for a name that no package offers, and CoopError for a class that cannot be imported or used.
+    """
+    entry = plugins()[name]
+    try:
+        method = entry.load()
+    except Exception as error:
+        raise CoopError(
+            f"method={name} cannot be imported from {entry.value} ({error}): mend or remove its package"
+        ) from error
+    options = getattr(method, "Options", None)
+    if getattr(method, "name", None) != name or not (isinstance(options, type) and issubclass(options, MethodOptions)):
+        raise CoopError(
+            f"method={name}: {entry.value} must be a coop.methods.base.Method with name = '{name}' and with Options "
+            "that extend coop.options.MethodOptions"
+        )
+    return method

@@ -11,7 +11,7 @@ from coop.methods.base import TrainedMethod
 from coop.methods.clip_adapter import ClipAdapter, ClipAdapterOptions
 from coop.methods.cocoop import CoCoOp, CoCoOpOptions
 from coop.train import Batch, learning_rates, sgd, train
-from tests.test_golden import golden_classes, tiny_clip
+from tests.test_golden import golden_classes, image_features, tiny_clip
 
 Record = dict[str, torch.Tensor]
 
@@ -35,7 +35,7 @@ def follow(method: TrainedMethod, tiny: Backbone, record: Record, ours: dict[str
     parameters = method.parameters()
     initial = {ours[name[5:]]: tensor for name, tensor in record.items() if name.startswith("init.")}
     method.load_state({**method.state(), **initial})
-    features, labels = tiny.encode_images(record["images"]), record["labels"]
+    features, labels = image_features(tiny, record), record["labels"]
     batches: list[Batch] = [
         (features[chosen], labels[chosen]) for epoch in record["order"] for chosen in epoch.split(batch_size)
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from coop.clip.backbone import Backbone
@@ -61,15 +61,6 @@ class ClipAdapter(TrainedMethod):
         """Return the logits, differentiable in what is learned."""
         features = self._adapted("visual", features.to(self.text.device).float())
         return scaled_cosine(self.backbone, features, F.normalize(self._adapted("text", self.text), dim=-1))
-
-    def loss(self, features: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-        """Return the batch's cross-entropy."""
-        return F.cross_entropy(self.scores(features), labels.to(self.text.device))
-
-    @torch.no_grad()
-    def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
-        """Return the scaled cosines of the adapted features."""
-        return self.scores(features)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the layers of each branch, and `ratio` (its logit where it is learned)."""

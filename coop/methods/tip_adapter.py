@@ -1,6 +1,5 @@
 """Tip-Adapter and Tip-Adapter-F: the few shots as a key-value cache (Zhang et al., ECCV 2022)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,10 +13,9 @@ from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.io import track
-from coop.methods.base import Classes, Method, generator, scaled_cosine
+from coop.methods.base import Classes, Method, TrainedMethod, scaled_cosine
 from coop.options import TipAdapterFOptions, TipAdapterOptions
-from coop.train import epoch_batches, steps_per_epoch
-from coop.train import train as run_steps
+from coop.train import cosine_by_step
 
 ELEMENTS = 2**24  # numbers in one intermediate tensor
 
@@ -49,7 +47,7 @@ class TipAdapter(Method):
     def __init__(self, backbone: Backbone, classes: Classes, options: Any, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
         self.text = self.text_features()
-        self.keys: Tensor = self.text.new_empty(0, self.text.shape[1])
+        self.keys = nn.Parameter(self.text.new_empty(0, self.text.shape[1]))
         self.key_labels = torch.empty(0, dtype=torch.int64, device=self.text.device)
         self.alpha, self.beta = 0.0, 1.0
 
@@ -61,7 +59,7 @@ class TipAdapter(Method):
     def fill_cache(self, train_set: Samples) -> None:
         """Take the keys and their labels from the shots."""
         shots = train_set.views.mean(dim=0) if len(train_set.views) else train_set.test_view
-        self.keys = F.normalize(shots.to(self.text.device).float(), dim=-1)
+        self.keys = nn.Parameter(F.normalize(shots.to(self.text.device).float(), dim=-1))
         self.key_labels = train_set.labels.to(self.text.device)
 
     def choose_pair(self, val: Samples) -> dict[str, Any]:
@@ -70,9 +68,8 @@ class TipAdapter(Method):
             self.alpha, self.beta = self.options.alpha, self.options.beta
             return {"alpha": self.alpha, "beta": self.beta}
         f = F.normalize(val.test_view.to(self.text.device).float(), dim=-1)
-        best = search(
-            scaled_cosine(self.backbone, f, self.text), f @ self.keys.T, self.values, val.labels, ALPHAS, BETAS
-        )
+        keys = self.keys.detach()
+        best = search(scaled_cosine(self.backbone, f, self.text), f @ keys.T, self.values, val.labels, ALPHAS, BETAS)
         self.alpha, self.beta = best.alpha, best.beta
         return {"alpha": best.alpha, "beta": best.beta, "val_accuracy": best.accuracy}
 
@@ -81,24 +78,22 @@ class TipAdapter(Method):
         """V: each key's label, one-hot."""
         return one_hot(self.key_labels, len(self.classes.names))
 
-    def scores(
-        self, features: Float[Tensor, "b e"], keys: Float[Tensor, "k e"], alpha: float, beta: float
-    ) -> Float[Tensor, "b c"]:
-        """Return the logits, differentiable in `keys`."""
-        f = F.normalize(features.to(self.text.device).float(), dim=-1)
-        (cached,) = cache_logits(f @ keys.T, self.values, f.new_tensor([beta]))
-        return scaled_cosine(self.backbone, f, self.text) + alpha * cached
+    def scores(self, features: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
+        """Return the prompts' logits plus the cache's, differentiable in `keys`."""
+        f = F.normalize(features.to(self.device).float(), dim=-1)
+        (cached,) = cache_logits(f @ self.keys.T, self.values, f.new_tensor([self.beta]))
+        return scaled_cosine(self.backbone, f, self.text) + self.alpha * cached
 
     @torch.no_grad()
     def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
-        """Return the prompts' logits plus the cache's."""
+        """Return the scores, computed in parts."""
         parts = features.split(max(ELEMENTS // max(len(self.keys), 1), 1))
-        return torch.cat([self.scores(part, self.keys, self.alpha, self.beta) for part in parts])
+        return torch.cat([self.scores(part) for part in parts])
 
     def state(self) -> dict[str, Tensor]:
         """Return `keys` (k, e), their `labels` (k,), and `alpha_beta` (2,)."""
         pair = torch.tensor([self.alpha, self.beta], dtype=torch.float64)
-        return {"keys": self.keys, "labels": self.key_labels, "alpha_beta": pair}
+        return {"keys": self.keys.detach(), "labels": self.key_labels, "alpha_beta": pair}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take the cache back. Raises CoopError where it is not one of this method, width and classes."""
@@ -111,14 +106,11 @@ class TipAdapter(Method):
                 f"method={self.name}: a cache of shape {tuple(keys.shape)} with {len(labels)} labels does not fit "
                 f"{c} classes and features of width {self.text.shape[1]}"
             )
-        self.keys, self.key_labels = keys.to(self.text.device).float(), labels.to(self.text.device)
+        self.keys, self.key_labels = nn.Parameter(keys.to(self.text.device).float()), labels.to(self.text.device)
         self.alpha, self.beta = (float(x) for x in pair)
 
 
-EPSILON = 1e-4  # AdamW's, as released
-
-
-class TipAdapterF(TipAdapter):
+class TipAdapterF(TipAdapter, TrainedMethod):
     """Tip-Adapter whose keys K are trained by cross-entropy, starting as the cache; alpha and beta are searched after.
 
     AdamW with a cosine by step, as released. The trained keys are not normalised again.
@@ -129,27 +121,15 @@ class TipAdapterF(TipAdapter):
 
     name = "tip_adapter_f"
     Options = TipAdapterFOptions
+    drop_last = False
 
     def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Fill the cache, train its keys, then choose alpha and beta."""
         self.fill_cache(train)
-        alpha, beta = self.training_pair(val)
-        keys = nn.Parameter(self.keys.clone())
-        o = self.options
-        optimizer = torch.optim.AdamW([keys], lr=o.lr, eps=EPSILON, weight_decay=o.weight_decay)
-
-        def backward(inputs: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-            loss = F.cross_entropy(self.scores(inputs, keys, alpha, beta), labels.to(keys.device))
-            loss.backward()
-            return loss.detach()
-
-        per_epoch = steps_per_epoch(len(train), o.batch_size, drop_last=False)
-        rates = cosine_by_step(o.epochs, per_epoch, o.lr, o.warmup_epochs, o.warmup_lr)
-        batches = epoch_batches(train, o.epochs, o.batch_size, generator(self.seed), drop_last=False)
-        losses = run_steps(optimizer, backward, batches, rates, self.name)
-        self.keys = keys.detach()
-        ends = {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
-        return {"steps": len(losses), **ends, "train_alpha": alpha, "train_beta": beta, **self.choose_pair(val)}
+        self.alpha, self.beta = self.training_pair(val)
+        pair = {"train_alpha": self.alpha, "train_beta": self.beta}
+        notes = TrainedMethod.fit(self, train, val)
+        return {**notes, **pair, **self.choose_pair(val)}
 
     def training_pair(self, val: Samples) -> tuple[float, float]:
         """Return alpha and beta while the keys are trained."""
@@ -158,12 +138,19 @@ class TipAdapterF(TipAdapter):
         self.choose_pair(val)
         return self.alpha, self.beta
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return `keys` (k, e)."""
+        return {"keys": self.keys}
 
-def cosine_by_step(epochs: int, per_epoch: int, lr: float, warmup_epochs: int, warmup_lr: float) -> list[float]:
-    """Return the learning rate of every step: lr (1 + cos(pi t / T)) / 2 at step t of T."""
-    steps = epochs * per_epoch
-    cosine = [lr * (1 + math.cos(math.pi * t / steps)) / 2 for t in range(steps)]
-    return [warmup_lr if t < warmup_epochs * per_epoch else rate for t, rate in enumerate(cosine)]
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW with the released epsilon, which half precision asked for."""
+        o = self.options
+        return torch.optim.AdamW(self.trainable(), lr=o.lr, eps=1e-4, weight_decay=o.weight_decay)
+
+    def rates(self, per_epoch: int) -> list[float]:
+        """Return a cosine by step."""
+        o = self.options
+        return cosine_by_step((o.epochs or 0) * per_epoch, o.lr, o.warmup_epochs * per_epoch, o.warmup_lr)
 
 
 @dataclass(frozen=True)
