@@ -46,13 +46,23 @@ class MethodOptions:
 
 @dataclass(frozen=True)
 class Augment:
-    """`views`: 0: the test view; V > 0: one of V random views, drawn per image and epoch; `epochs`: a fresh one."""
+    """Which views of a training image a method reads, and the recipe of the random ones.
+
+    `views`: 0: the test view; V > 0: one of V random views, drawn per image and epoch; `epochs`: a new one in every
+    epoch; `mirror`: the test view and its mirror image. A random view is a crop whose area is at least `scale` of the
+    image's (0.08 in CoOp; 0.5 in Tip-Adapter, APE, GDA, LP++, ProLIP), mirrored half of the time if `flip`.
+    """
 
     views: int | str = 10
+    scale: float = 0.08
+    flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.views != "epochs" and not (isinstance(self.views, int) and self.views >= 0):
-            raise CoopError(f"augment.views={self.views}: give 0, a number of views, or 'epochs'")
+        named = self.views in ("epochs", "mirror")
+        if not named and not (isinstance(self.views, int) and not isinstance(self.views, bool) and self.views >= 0):
+            raise CoopError(f"augment.views={self.views}: give 0, a number of views, 'epochs' or 'mirror'")
+        if not 0 < self.scale <= 1:
+            raise CoopError(f"augment.scale={self.scale}: give a share of the image's area, above 0 and at most 1")
 
 
 @dataclass(frozen=True)

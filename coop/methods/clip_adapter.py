@@ -83,7 +83,7 @@ class ClipAdapter(TrainedMethod):
         for ratio in track(RATIOS, "searching the ratio", len(RATIOS)):
             self._start(ratio)
             notes = super().fit(train, val)
-            correct = int((self.logits(val.test_view).argmax(dim=1).cpu() == val.labels.cpu()).sum())
+            correct = int((self.logits(val.test_view[:]).argmax(dim=1).cpu() == val.labels.cpu()).sum())
             accuracies[str(ratio)] = correct / len(val)
             if correct > best[0]:
                 best = (correct, self.state(), notes)
