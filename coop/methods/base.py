@@ -5,7 +5,7 @@ its own: the backbone, shared by all runs of a sweep, never changes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from coop.clip.backbone import Backbone
-from coop.clip.prompts import expand_template
+from coop.clip.prompts import PROMPT_FILE, expand_template, read_prompt_file
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.io import track
@@ -226,12 +226,25 @@ def text_features(
     cross-modal probe makes this mean unit). `underscores` keeps the underscores of class names (TaskRes, CLAP); else
     they are spaces.
     """
+    if template is not None and template.startswith(PROMPT_FILE):
+        return _sentence_features(backbone, read_prompt_file(template, classes.names), average)
     templates = expand_template(template, classes.template, classes.dataset)
     features = []
     for text in track(templates, "encoding templates", len(templates)):
         encoded = backbone.encode_template(text, classes.names, underscores)
         features.append(F.normalize(encoded, dim=-1) if average == "unit" else encoded)
     mean = torch.stack(features).mean(dim=0)
+    return F.normalize(mean, dim=-1) if average == "unit" else mean
+
+
+def _sentence_features(
+    backbone: Backbone, sentences: Sequence[Sequence[str]], average: Average
+) -> Float[Tensor, "c e"]:
+    """Return one feature per class: the average over its sentences, as in `text_features`."""
+    encoded = backbone.encode_texts([text for texts in sentences for text in texts])
+    if average == "unit":
+        encoded = F.normalize(encoded, dim=-1)
+    mean = torch.stack([part.mean(dim=0) for part in encoded.split([len(texts) for texts in sentences])])
     return F.normalize(mean, dim=-1) if average == "unit" else mean
 
 
