@@ -12,12 +12,12 @@ from torch import Tensor
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.io import track
-from coop.methods.base import Classes, Method, load_parameters, scaled_cosine
+from coop.methods.base import Classes, CosineClassifier, load_parameters
 from coop.methods.coop import CoOp
 from coop.options import PromptEnsembleOptions
 
 
-class PromptEnsemble(Method):
+class PromptEnsemble(CosineClassifier):
     """logits = exp(logit scale) * f . w_c, with w_c the normalised mean of the runs' normalised class features.
 
     The runs are loaded when they are first needed; what is saved are the mean features, which need no runs.
@@ -31,7 +31,7 @@ class PromptEnsemble(Method):
         super().__init__(backbone, classes, options, seed)
         if not options.runs:
             raise CoopError("method=prompt_ensemble needs the folders of its runs: runs=[FOLDER,FOLDER]")
-        self._class_features: Tensor | None = None
+        self._loaded: Tensor | None = None
 
     @cached_property
     def members(self) -> list[CoOp]:
@@ -49,25 +49,22 @@ class PromptEnsemble(Method):
     @torch.no_grad()
     def class_features(self) -> Float[Tensor, "c e"]:
         """Return the normalised mean of the runs' class features."""
-        if self._class_features is None:
+        if self._loaded is None:
             features = torch.stack([member.class_features() for member in self.members])
-            self._class_features = F.normalize(features.mean(dim=0), dim=-1)
-        return self._class_features
-
-    def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
-        """Return scaled cosine similarities."""
-        return scaled_cosine(self.backbone, features, self.class_features())
+            self._loaded = F.normalize(features.mean(dim=0), dim=-1)
+        return self._loaded
 
     def state(self) -> dict[str, Tensor]:
         """Return `class_features` (c, e)."""
         return {"class_features": self.class_features()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take mean class features back, without a look at the runs."""
+        """Load mean class features; the runs are not needed then."""
         shape = len(self.classes.names), self.backbone.joint_width
         features = torch.empty(shape, device=self.backbone.device)
         load_parameters(self.name, {"class_features": features}, state)
-        self._class_features = features
+        self._loaded = features
+        self.reset_cache()
 
     def for_classes(self, classes: Classes) -> "PromptEnsemble":
         """Return an ensemble of the same runs for other classes."""
