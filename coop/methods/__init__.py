@@ -14,8 +14,14 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "zero_shot": "coop.methods.zero_shot:ZeroShot",
-    "linear_probe": "coop.methods.linear_probe:LinearProbe",
-    "clap": "coop.methods.clap:Clap",
+    "linear_probe": "coop.methods.linear:LinearProbe",
+    "clap": "coop.methods.linear:Clap",
+    "taskres": "coop.methods.task_residual:TaskRes",
+    "lp_plus_plus": "coop.methods.linear:LpPlusPlus",
+    "cross_modal": "coop.methods.linear:CrossModal",
+    "gda": "coop.methods.gaussian:Gda",
+    "prolip": "coop.methods.projection:ProLip",
+    "linear_adapter": "coop.methods.projection:LinearAdapter",
     "coop": "coop.methods.coop:CoOp",
     "cocoop": "coop.methods.cocoop:CoCoOp",
     "kgcoop": "coop.methods.regularised:KgCoOp",
