@@ -29,6 +29,7 @@ from coop.io import atomic_write, track
 from coop.methods import METHODS
 from coop.methods.base import Classes, Method
 from coop.methods.coop import CoOp, PromptLearner
+from coop.methods.prompt_ensemble import PromptEnsemble
 from coop.options import CoOpOptions, MethodOptions
 
 FILE = "learned.safetensors"
@@ -166,6 +167,13 @@ def load_method(place: Path | str, device: str = "auto", backbone: Backbone | No
     """Return the method that a run learned, on the backbone that it was learned on (loaded unless given)."""
     learned = load_learned(place)
     return learned.restore(backbone or learned.load_backbone(device))
+
+
+def _load_member(run: str, backbone: Backbone) -> Method:
+    return load_method(run, backbone=backbone)
+
+
+PromptEnsemble.load_member = staticmethod(_load_member)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,10 @@ CTX_POSITIONS = ("end", "middle", "front")
 ADAPTER_BRANCHES = {"visual": ("visual",), "text": ("text",), "both": ("visual", "text")}
 
 
-O = TypeVar("O", bound="MethodOptions")
+AnyOptions = TypeVar("AnyOptions", bound="MethodOptions")
 T = TypeVar("T", bound="Training")
+K = TypeVar("K", bound="TrainedCacheOptions")
+R = TypeVar("R", bound="TipAdapterOptions")
 TextT = TypeVar("TextT", bound="TextOptions")
 TaskResT = TypeVar("TaskResT", bound="TaskResOptions")
 
@@ -41,7 +43,7 @@ class MethodOptions:
         """The number of random views of each training image that the method reads, beside the test view."""
         return 0
 
-    def resolved(self: O, shots: int | str, dataset: str) -> O:
+    def resolved(self: AnyOptions, shots: int | str, dataset: str) -> AnyOptions:
         """Return the options with what they leave to the shots or the dataset: the number of epochs."""
         return self
 
@@ -96,7 +98,8 @@ class Training(MethodOptions):
     @property
     def n_views(self) -> int:
         """`augment.views`, or one for each epoch."""
-        return (self.epochs or 0) if self.augment.views == "epochs" else int(self.augment.views)
+        named = {"epochs": self.epochs or 0, "mirror": 1}
+        return named[self.augment.views] if isinstance(self.augment.views, str) else self.augment.views
 
     def resolved(self: T, shots: int | str, dataset: str) -> T:
         """Return the options with the protocol's number of epochs where none is given."""
@@ -249,18 +252,35 @@ class ClipAdapterOptions(Training):
 
 
 @dataclass(frozen=True)
-class TipAdapterOptions(MethodOptions):
-    """`alpha` and `beta`: both None to search for them on validation, or both given."""
+class CacheOptions(MethodOptions):
+    """What the methods with a cache of shots share (Tip-Adapter, APE and their trained forms).
+
+    `alpha`, `beta`: both None to search for them on validation, or both given.
+    `search_scale`, `search_step`: the grid of the search in the released codes' form, evenly spaced from 0.1: the ends
+    and the numbers of values of beta, alpha (APE: and gamma, from 0). None: the toolkit's grid, spaced by ratio.
+    `augment.views`: the keys are the mean of so many random views; 0: the test view.
+    """
 
     alpha: float | None = None
     beta: float | None = None
+    search_scale: list[float] | None = None
+    search_step: list[int] | None = None
     template: str | None = None
     augment: Augment = field(default_factory=Augment)
 
+    n_searched: ClassVar[int] = 2  # numbers that the search is for
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_pair(self.alpha, self.beta)
-        if self.augment.views == "epochs":
-            raise CoopError("method=tip_adapter has no epochs: give augment.views a number")
+        if (self.search_scale is None) != (self.search_step is None):
+            raise CoopError("search_scale and search_step make one grid: give both, or neither")
+        for name in ("search_scale", "search_step"):
+            values = getattr(self, name)
+            if values is not None and (len(values) != self.n_searched or not all(value > 0 for value in values)):
+                raise CoopError(f"{name}={list(values)}: give {self.n_searched} numbers above 0")
+        if self.augment.views == "epochs" and not isinstance(self, Training):
+            raise CoopError("a method that is not trained has no epochs: give augment.views a number, not 'epochs'")
 
     @property
     def uses_validation(self) -> bool:
@@ -270,37 +290,7 @@ class TipAdapterOptions(MethodOptions):
     @property
     def n_views(self) -> int:
         """Those that the keys are the mean of."""
-        return int(self.augment.views)
-
-
-@dataclass(frozen=True)
-class TipAdapterFOptions(Training):
-    """`alpha` and `beta` are None to be searched for on validation, or both given; so are `train_alpha`, `train_beta`.
-
-    The latter two hold while the keys are trained; None takes Tip-Adapter's, before training.
-    AdamW has no `momentum`, and there is no warm-up unless `warmup_epochs` asks for one.
-    """
-
-    epochs: int | None = 20
-    lr: float = 0.001
-    batch_size: int = 256
-    weight_decay: float = 0.01
-    warmup_epochs: int = 0
-    train_alpha: float | None = None
-    train_beta: float | None = None
-    alpha: float | None = None
-    beta: float | None = None
-    template: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_pair(self.alpha, self.beta)
-        check_pair(self.train_alpha, self.train_beta, "train_")
-
-    @property
-    def uses_validation(self) -> bool:
-        """Whether something is left to search for."""
-        return self.alpha is None or self.train_alpha is None
+        return 1 if self.augment.views == "mirror" else int(self.augment.views)
 
 
 def check_pair(alpha: float | None, beta: float | None, prefix: str = "") -> None:
@@ -311,6 +301,195 @@ def check_pair(alpha: float | None, beta: float | None, prefix: str = "") -> Non
     for name, value in (("alpha", alpha), ("beta", beta)):
         if value is not None and not value >= 0:
             raise CoopError(f"{prefix}{name}={value}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class TrainedCacheOptions(CacheOptions, Training):
+    """What the trained forms of the caches share; `epochs=None` is the method's own number.
+
+    `train_alpha` and `train_beta` hold while the method is trained; None takes those that the untrained cache finds
+    on validation. `keep`: the result is the `last` epoch, or the `best` on validation, there with the better of both
+    pairs alpha, beta. With `augment.views=epochs` the first `key_views` random views make the keys, and each epoch has
+    a view of its own after them. AdamW has no `momentum`, and there is no warm-up unless `warmup_epochs` asks for one.
+    """
+
+    lr: float = 0.001
+    batch_size: int = 256
+    weight_decay: float = 0.01
+    eps: float = 1e-4
+    warmup_epochs: int = 0
+    train_alpha: float | None = None
+    train_beta: float | None = None
+    keep: str = "last"
+    key_views: int = 10
+
+    default_epochs: ClassVar[int] = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_pair(self.train_alpha, self.train_beta, "train_")
+        if self.keep not in ("last", "best"):
+            raise unknown("value of keep", self.keep, ("last", "best"))
+        if self.key_views < 1:
+            raise CoopError(f"key_views={self.key_views}: give 1 or more")
+        if not self.eps > 0:
+            raise CoopError(f"eps={self.eps}: give a number above 0")
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether something is left to search for, or an epoch to choose."""
+        return self.alpha is None or self.train_alpha is None or self.keep == "best"
+
+    @property
+    def n_views(self) -> int:
+        """Those of the keys, and where each epoch has its own, those too."""
+        return self.key_views + (self.epochs or 0) if self.augment.views == "epochs" else super().n_views
+
+    def resolved(self: K, shots: int | str, dataset: str) -> K:
+        """Return the options with the method's number of epochs where none is given."""
+        return self if self.epochs is not None else replace(self, epochs=self.default_epochs)
+
+
+# gaopengcuhk/Tip-Adapter, configs/*.yaml: alpha while training, ends of the grid for beta and alpha
+TIP_ADAPTER_RELEASED = {
+    "imagenet": (1.17, 7.0, 3.0),
+    "caltech101": (3.0, 12.0, 5.0),
+    "oxford_pets": (1.17, 7.0, 3.0),
+    "stanford_cars": (3.0, 20.0, 10.0),
+    "oxford_flowers": (10.0, 50.0, 50.0),
+    "food101": (1.17, 10.0, 10.0),
+    "fgvc_aircraft": (5.0, 30.0, 30.0),
+    "sun397": (1.17, 12.0, 10.0),
+    "dtd": (2.0, 13.0, 13.0),
+    "eurosat": (2.0, 12.0, 10.0),
+    "ucf101": (3.0, 7.0, 3.0),
+}
+
+
+@dataclass(frozen=True)
+class TipAdapterOptions(CacheOptions):
+    """`setting`: `common`, one setting for all datasets; `released`, that of the authors' code for each of CoOp's.
+
+    The released one has the grid by dataset, and keys from 10 random crops of half of the image and more.
+    """
+
+    setting: str = "common"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.setting not in ("common", "released"):
+            raise unknown("setting", self.setting, ("common", "released"))
+        if self.setting == "released":
+            for name, value in self.released_values().items():
+                object.__setattr__(self, name, value)
+
+    def released_values(self) -> dict[str, Any]:
+        """Return the released values that are the same for all datasets; they take the place of other ones."""
+        return {"augment": Augment(10, 0.5)}
+
+    def by_dataset(self, dataset: str) -> dict[str, Any]:
+        """Return the released values for a dataset, which stand where a key is None; KeyError where there are none."""
+        _, beta, alpha = TIP_ADAPTER_RELEASED[dataset]
+        return {"search_scale": [beta, alpha], "search_step": [200, 20]}
+
+    def resolved(self: R, shots: int | str, dataset: str) -> R:
+        """Return the options with the released values for the dataset, where `setting=released` asks for them."""
+        if self.setting != "released":
+            return super().resolved(shots, dataset)
+        missing = [name for name in self.by_dataset("imagenet") if getattr(self, name) is None]
+        if missing and dataset not in TIP_ADAPTER_RELEASED:
+            raise CoopError(
+                f"setting=released knows CoOp's eleven datasets, not {dataset}: give {', '.join(missing)}, "
+                "or setting=common"
+            )
+        return replace(self, **{name: self.by_dataset(dataset)[name] for name in missing}) if missing else self
+
+
+@dataclass(frozen=True)
+class TipAdapterFOptions(TipAdapterOptions, TrainedCacheOptions):
+    """Tip-Adapter-F's. `epochs=None` is 20.
+
+    `setting=released`: each epoch has views of its own, alpha while training is by dataset and beta 1, EuroSAT has 100
+    epochs, and the best epoch on validation is kept (with `validation=test` this is the released protocol).
+    """
+
+    def released_values(self) -> dict[str, Any]:
+        """Return the released values that are the same for all datasets."""
+        return {"augment": Augment("epochs", 0.5), "key_views": 10, "keep": "best"}
+
+    def by_dataset(self, dataset: str) -> dict[str, Any]:
+        """Return the released values for a dataset."""
+        alpha = TIP_ADAPTER_RELEASED[dataset][0]
+        epochs = 100 if dataset == "eurosat" else 20
+        return super().by_dataset(dataset) | {"epochs": epochs, "train_alpha": alpha, "train_beta": 1.0}
+
+
+@dataclass(frozen=True)
+class ApeOptions(CacheOptions):
+    """`gamma`, given or searched for with `alpha` and `beta`; `channels`: the share of the feature channels kept.
+
+    `similarity_weight` and `variance_weight` are the criterion's w_0 and w_1. The released code has values of
+    `channels` (0.4 to 0.8), of both weights and of the grid for each dataset; the defaults are one setting for all.
+    """
+
+    gamma: float | None = None
+    channels: float = 0.75
+    similarity_weight: float = 0.5
+    variance_weight: float = 0.5
+
+    n_searched: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.alpha is None) != (self.gamma is None):
+            raise CoopError(
+                f"alpha={self.alpha} and gamma={self.gamma}: give alpha, beta and gamma, or none of them to search"
+            )
+        check_channels(self.channels)
+
+
+@dataclass(frozen=True)
+class ApeTOptions(TrainedCacheOptions):
+    """APE-T's: `channels`, `similarity_weight` and `variance_weight` as APE's; `epochs=None` is 30."""
+
+    weight_decay: float = 0.1
+    eps: float = 1e-3
+    channels: float = 0.75
+    similarity_weight: float = 0.2
+    variance_weight: float = 0.8
+
+    default_epochs: ClassVar[int] = 30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_channels(self.channels)
+
+
+def check_channels(share: float) -> None:
+    """Raise CoopError unless `share` is one of the feature channels."""
+    if not 0 < share <= 1:
+        raise CoopError(f"channels={share}: give the share of the channels that is kept, above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class WaffleOptions(MethodOptions):
+    """`repetitions`: pairs of descriptors, one of random words and one of random characters.
+
+    `descriptor_seed` draws them; the run's own seed plays no part, for nothing is trained. `template` must end in a
+    full stop, before which the descriptor goes.
+    """
+
+    trains: ClassVar[bool] = False
+    repetitions: int = 15
+    descriptor_seed: int = 1
+    template: str = "A photo of a {}."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.repetitions < 1:
+            raise CoopError(f"repetitions={self.repetitions}: give 1 or more")
+        if self.template.count("{}") != 1:
+            raise CoopError(f"template={self.template!r}: give a text with {{}} where the class name goes")
 
 
 # Linear classifiers and projections on image features: task_residual, linear, gaussian, projection
@@ -516,6 +695,7 @@ def check_not_negative(options: MethodOptions, *names: str) -> None:
 
 BUILT_IN: dict[str, type[MethodOptions]] = {
     "zero_shot": ZeroShotOptions,
+    "waffle": WaffleOptions,
     "linear_probe": LinearProbeOptions,
     "clap": ClapOptions,
     "taskres": TaskResOptions,
@@ -532,6 +712,8 @@ BUILT_IN: dict[str, type[MethodOptions]] = {
     "clip_adapter": ClipAdapterOptions,
     "tip_adapter": TipAdapterOptions,
     "tip_adapter_f": TipAdapterFOptions,
+    "ape": ApeOptions,
+    "ape_t": ApeTOptions,
 }
 
 

@@ -54,11 +54,19 @@ def steps_per_epoch(n: int, batch_size: int, drop_last: bool = True) -> int:
 
 
 def epoch_batches(
-    data: Samples, epochs: int, batch_size: int, generator: torch.Generator, drop_last: bool = True
+    data: Samples,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    drop_last: bool = True,
+    first_view: int = 0,
 ) -> Iterator[Batch]:
-    """Yield the batches of all epochs: each epoch draws a view of each image, then an order."""
+    """Yield the batches of all epochs: each epoch draws a view of each image, then an order.
+
+    Where views belong to epochs (`data.fresh`), epoch t shows view `first_view` + t.
+    """
     for epoch in range(epochs):
-        drawn = data.draw(epoch, generator)
+        drawn = data.draw(first_view + epoch, generator)
         order = torch.randperm(len(data), generator=generator)
         for step in range(steps_per_epoch(len(data), batch_size, drop_last)):
             chosen = order[step * batch_size : (step + 1) * batch_size]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "zero_shot": "coop.methods.zero_shot:ZeroShot",
+    "waffle": "coop.methods.zero_shot:Waffle",
     "linear_probe": "coop.methods.linear:LinearProbe",
     "clap": "coop.methods.linear:Clap",
     "taskres": "coop.methods.task_residual:TaskRes",
@@ -30,6 +31,8 @@ _CLASSES = {
     "clip_adapter": "coop.methods.clip_adapter:ClipAdapter",
     "tip_adapter": "coop.methods.tip_adapter:TipAdapter",
     "tip_adapter_f": "coop.methods.tip_adapter:TipAdapterF",
+    "ape": "coop.methods.tip_adapter:Ape",
+    "ape_t": "coop.methods.tip_adapter:ApeT",
 }
 
 

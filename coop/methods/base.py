@@ -183,7 +183,12 @@ class TrainedMethod(Method):
         return {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]} if losses else {"steps": 0}
 
     def run_training(self, train_set: Samples, val: Samples) -> list[float]:
-        """Train with the parts that this method defines; return every step's loss."""
+        """Train with the parts that this method defines; return every step's loss.
+
+        Options without a number of epochs get the protocol's, for as many shots as the largest class has images.
+        """
+        if self.options.epochs is None:
+            self.options = self.options.resolved(int(train_set.labels.bincount().max()), self.classes.dataset)
         per_epoch = self.steps_per_epoch(train_set)
 
         def after_step(step: int) -> None:
@@ -241,6 +246,13 @@ def _sentence_features(
         encoded = F.normalize(encoded, dim=-1)
     mean = torch.stack([part.mean(dim=0) for part in encoded.split([len(texts) for texts in sentences])])
     return F.normalize(mean, dim=-1) if average == "unit" else mean
+
+
+@torch.no_grad()
+def accuracy(method: Method, samples: Samples) -> float:
+    """Return the share of the samples' test views whose highest logit is their label's."""
+    predicted = method.logits(samples.test_view[:]).argmax(dim=1)
+    return int((predicted == samples.labels.to(predicted.device)).sum()) / max(len(samples), 1)
 
 
 def scaled_cosine(

@@ -13,7 +13,7 @@ from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.io import track
-from coop.methods.base import Classes, Method, TrainedMethod, generator, linear, scaled_cosine
+from coop.methods.base import Classes, Method, TrainedMethod, accuracy, generator, linear, scaled_cosine
 from coop.options import ADAPTER_BRANCHES, ClipAdapterOptions
 
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # those that the paper compares (its table 4); 0 is zero-shot CLIP
@@ -78,15 +78,14 @@ class ClipAdapter(TrainedMethod):
             return {**super().fit(train, val), "ratio": float(self.ratio.detach())}
         if not len(val):
             raise CoopError("ratio=search needs validation images, and there are none: give a ratio, or 'learned'")
-        best: tuple[int, dict[str, Tensor], dict[str, Any]] = (-1, {}, {})
+        best: tuple[float, dict[str, Tensor], dict[str, Any]] = (-1, {}, {})
         accuracies: dict[str, float] = {}
         for ratio in track(RATIOS, "searching the ratio", len(RATIOS)):
             self._start(ratio)
             notes = super().fit(train, val)
-            correct = int((self.logits(val.test_view[:]).argmax(dim=1).cpu() == val.labels.cpu()).sum())
-            accuracies[str(ratio)] = correct / len(val)
-            if correct > best[0]:
-                best = (correct, self.state(), notes)
+            accuracies[str(ratio)] = accuracy(self, val)
+            if accuracies[str(ratio)] > best[0]:
+                best = (accuracies[str(ratio)], self.state(), notes)
         self.load_state(best[1])
         return {**best[2], "ratio": float(self.ratio), "val_accuracy_by_ratio": accuracies}
 

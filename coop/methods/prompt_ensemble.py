@@ -1,7 +1,8 @@
 """Prompt ensembles: the class features of several learned prompts, averaged (as CLIP does with hand-written ones)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ class PromptEnsemble(CosineClassifier):
 
     name = "prompt_ensemble"
     Options = PromptEnsembleOptions
+    load_member: ClassVar[Callable[[str, Backbone], Method]]  # of a run's folder; set by coop.learned, which reads it
 
     def __init__(self, backbone: Backbone, classes: Classes, options: PromptEnsembleOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
@@ -34,11 +36,9 @@ class PromptEnsemble(CosineClassifier):
     @cached_property
     def members(self) -> list[CoOp]:
         """The runs' methods, for these classes. Raises CoopError for a run that has no class features of its own."""
-        from coop.learned import load_method  # which knows all methods, this one too
-
         members = []
         for run in track(self.options.runs, "loading runs", len(self.options.runs)):
-            member = load_method(run, backbone=self.backbone)
+            member = type(self).load_member(run, self.backbone)
             if not isinstance(member, CoOp):
                 raise CoopError(f"{run} is a run of method={member.name}: an ensemble takes coop, kgcoop and prograd")
             moved = member if member.classes.names == self.classes.names else member.for_classes(self.classes)

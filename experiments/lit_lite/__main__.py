@@ -60,9 +60,10 @@ def make(work: Path, wordnet: Path, steps: int, seed: int) -> CLIP:
     sentences = sentence_vectors(keys, synsets, work / "sentences.safetensors")
     targets, certainty = predict_targets(keys, synsets, sentences, side.targets)
     concepts, frequency = build_concepts(keys, synsets, certainty)
-    torch.manual_seed(seed)
-    model = CLIP(**CONFIG["model_cfg"])
-    start_from_word_pieces(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIP(**CONFIG["model_cfg"])
+        start_from_word_pieces(model)
     model.visual.requires_grad_(False)
     model.logit_scale.requires_grad_(False)
     with torch.no_grad():
