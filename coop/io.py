@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from coop.errors import CoopError
 
+ASSETS = Path(__file__).resolve().parent / "assets"
+
 
 def resource_folder(name: str) -> Path:
     """Return the folder `name` (conf, datasets, experiments/studies) that came with this toolkit.
