@@ -1,4 +1,4 @@
-"""The command line: `coop demo | run | study | table | words | report | predict | import | data | pretrain`."""
+"""The command line: `coop demo | run | study | table | words | report | predict | import | data`."""
 
 import argparse
 import logging
@@ -9,12 +9,14 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import coop
 from coop.errors import CoopError, first_line
 
 if TYPE_CHECKING:
+    from coop.data import DatasetSpec
+    from coop.learned import Prediction
     from coop.runs.study import PlannedRun
 
 Handler = Callable[[argparse.Namespace], int]
@@ -81,9 +83,6 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    from coop.data.commands import add_data_commands
-    from coop.pretrain.arguments import add_pretrain_command
-
     parser = argparse.ArgumentParser(prog="coop", description=coop.__doc__.splitlines()[0] if coop.__doc__ else "")
     parser.add_argument("--version", action="version", version=f"coop-clip {coop.__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error; anywhere in the command")
@@ -97,15 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_predict(commands)
     _add_import(commands)
-    add_data_commands(commands)
-    add_pretrain_command(commands)
+    _add_export(commands)
+    _add_data(commands)
     return parser
 
 
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, run: Handler
-) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text)
+def _command(commands: Any, name: str, text: str, run: Handler) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
     return command
 
@@ -363,33 +360,55 @@ def _report(args: argparse.Namespace) -> int:
 def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = _command(commands, "predict", "classify images with what a run learned", _predict)
     command.add_argument("place", type=Path, metavar="RUN", help="a run's folder, or a learned file")
-    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    command.add_argument(
-        "--classes", type=_names, help="other class names, with commas (not for class-specific contexts)"
-    )
+    help_images = "image files, folders of images, or CSV files with a column 'path'"
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=help_images)
+    help_classes = "other class names: a,b,c or a text file with one a line (not for class-specific contexts)"
+    command.add_argument("--classes", type=_class_names, help=help_classes)
     command.add_argument("--top", type=int, default=5, help="classes per image (5)")
-    command.add_argument("--format", default="text", help="text or json")
+    command.add_argument("--format", default="text", help="text, json or csv")
+    command.add_argument("--output", type=Path, help="write it to a file")
     _add_device(command)
 
 
 def _predict(args: argparse.Namespace) -> int:
+    """Classify every image that can be read; return 1 where one could not."""
+    from coop.errors import unknown
+    from coop.learned import Classifier, image_files
+
+    if args.format not in ("text", "json", "csv"):
+        raise unknown("format", args.format, ("text", "json", "csv"))
+    files = image_files(args.images)
+    classifier = Classifier.load(args.place, args.classes, args.device)
+    predictions = list(classifier.predict_files(files, args.top))
+    _put(_render_predictions(predictions, args.format), args.output)
+    failed = [prediction for prediction in predictions if prediction.error]
+    for prediction in failed:
+        print(f"coop: {prediction.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _render_predictions(predictions: "Sequence[Prediction]", form: str) -> str:
+    """Return predictions as text, JSON, or CSV with a row for each image and class."""
+    import csv
+    import dataclasses
+    import io
     import json
 
-    from coop.errors import unknown
-    from coop.learned import Classifier
-
-    if args.format not in ("text", "json"):
-        raise unknown("format", args.format, ("text", "json"))
-    predictions = Classifier.load(args.place, args.classes, args.device).predict(args.images, args.top)
-    named = zip(map(str, args.images), predictions, strict=True)
-    if args.format == "json":
-        print(json.dumps([{"image": image, "classes": [list(pair) for pair in top]} for image, top in named], indent=1))
-        return 0
-    for image, top in named:
-        print(image)
-        for name, probability in top:
-            print(f"  {100 * probability:5.1f} %  {name}")
-    return 0
+    if form == "json":
+        return json.dumps([dataclasses.asdict(p) for p in predictions], indent=1) + "\n"
+    if form == "csv":
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["image", "rank", "class", "probability", "error"])
+        for p in predictions:
+            ranked = [[p.image, rank, name, value, ""] for rank, (name, value) in enumerate(p.classes, start=1)]
+            writer.writerows(ranked or [[p.image, "", "", "", p.error]])
+        return out.getvalue()
+    lines = []
+    for p in predictions:
+        lines += [p.image, *(f"  {100 * value:5.1f} %  {name}" for name, value in p.classes)]
+        lines += ["  cannot be read"] if p.error else []
+    return "\n".join(lines) + "\n"
 
 
 def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -399,26 +418,43 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument(
         "--architecture", required=True, help="open_clip's name of the backbone it was learned on: RN50"
     )
-    command.add_argument("--pretrained", default="openai", help="its tag or checkpoint file (openai)")
+    command.add_argument("--pretrained", help="its tag or checkpoint file (openai; none for lit_lite)")
     command.add_argument("--ctx-position", default="end", help="end, middle or front: the file does not say it")
-    command.add_argument(
-        "--classes", type=_names, help="class names in label order, with commas, or a file with one a line"
-    )
+    help_classes = "class names in label order: a,b,c or a text file with one a line"
+    command.add_argument("--classes", type=_class_names, help=help_classes)
     command.add_argument("--output", type=Path, required=True, help="the file to write, e.g. prompt.safetensors")
 
 
 def _import(args: argparse.Namespace) -> int:
-    from coop.clip.backbone import load_backbone
+    from coop.clip.backbone import LIT_LITE, load_backbone
     from coop.original import import_coop, original_state
 
-    original_state(args.checkpoint)  # a wrong file is told before a model is loaded
-    names = args.classes
-    if names and len(names) == 1 and Path(names[0]).is_file():
-        names = [line.strip() for line in Path(names[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
-    backbone = load_backbone(args.architecture, args.pretrained)
-    artefact = import_coop(args.checkpoint, backbone, names, args.ctx_position)
-    artefact.save(args.output)
-    print(f"{args.output}: context of shape {tuple(artefact.state['ctx'].shape)}")
+    original_state(args.checkpoint)  # a wrong file is an error before a model is loaded
+    pretrained = args.pretrained or (None if args.architecture == LIT_LITE else "openai")
+    backbone = load_backbone(args.architecture, pretrained)
+    learned = import_coop(args.checkpoint, backbone, args.classes, args.ctx_position)
+    learned.save(args.output)
+    print(f"{args.output}: context of shape {tuple(learned.state['ctx'].shape)}")
+    return 0
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "merge what a run learned into its backbone: an open_clip checkpoint"
+    command = _command(commands, "export", text, _export)
+    command.add_argument("place", type=Path, metavar="RUN", help="a run of a LoRA, LayerNorm or projection method")
+    command.add_argument("--output", type=Path, required=True, help="the file to write: NAME.safetensors")
+
+
+def _export(args: argparse.Namespace) -> int:
+    from coop.errors import CoopError
+    from coop.learned import export_checkpoint, load_method
+
+    if args.output.suffix != ".safetensors":
+        raise CoopError(f"--output {args.output}: open_clip reads this checkpoint by its ending, .safetensors")
+    method = load_method(args.place, "cpu")
+    export_checkpoint(method, args.output)
+    name = method.backbone.architecture
+    print(f"{args.output}: open_clip.create_model({name!r}, pretrained={str(args.output)!r})")
     return 0
 
 
@@ -430,6 +466,19 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
+def _class_names(text: str) -> list[str]:
+    """Return the class names of `a,b,c`, or of a text file that has one on each line."""
+    from coop.errors import CoopError
+
+    path = Path(text)
+    if "," not in text and path.is_file():
+        try:
+            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise CoopError(f"--classes {text} is not a text file in UTF-8: {error}") from error
+    return _names(text)
+
+
 def _put(text: str, output: Path | None) -> None:
     from coop.io import write_text
 
@@ -438,6 +487,158 @@ def _put(text: str, output: Path | None) -> None:
         print(output)
     else:
         print(text, end="")
+
+
+# The commands of `coop data`: what is on disk, what is wrong with it, getting it, and its few-shot samples.
+
+
+class _DataParser(argparse.ArgumentParser):
+    """Take dataset.KEY=VALUE words anywhere among the arguments, as `coop run` does; argparse alone cannot."""
+
+    def parse_known_args(  # type: ignore[override]  # argparse's own overloads say the same in four ways
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = list(args or ())
+        overrides = [word for word in words if word.startswith("dataset.") and "=" in word]
+        parsed, rest = super().parse_known_args([word for word in words if word not in overrides], namespace)
+        parsed.dataset_words = overrides
+        return parsed, rest
+
+
+def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    data = commands.add_parser("data", help="datasets: list, check, prepare, sample")
+    kinds = data.add_subparsers(required=True, metavar="list|check|prepare|sample", parser_class=_DataParser)
+    root = Path(os.environ.get("COOP_DATA", "data"))
+    listed = _command(kinds, "list", "what is there, how complete, under which licence", _data_list)
+    check = _command(kinds, "check", "count, look for and decode every image", _data_check)
+    prepare = _command(kinds, "prepare", "fetch and unpack what can be; say what to do by hand", _data_prepare)
+    sample = _command(kinds, "sample", "print or write a few-shot sample", _data_sample)
+    for command in (check, prepare, sample):
+        command.add_argument("name", help="dataset, see 'coop data list'; folder and csv are your own")
+        command.epilog = "dataset.KEY=VALUE changes the description, e.g. dataset.root=FOLDER"
+    for command in (listed, check, prepare, sample):
+        command.add_argument("--data-root", type=Path, default=root, help="folder of all datasets (COOP_DATA, ./data)")
+    check.add_argument("--no-decode", action="store_true", help="look whether files are there, but do not read them")
+    check.add_argument("--classes", action="store_true", help="print the counts of every class")
+    sample.add_argument("--shots", type=lambda text: text if text == "all" else int(text), required=True,
+                        help="images per class, or all")  # fmt: skip
+    sample.add_argument("--seed", type=int, default=1)
+    sample.add_argument("--validation", default="min4", help="none, min4 (CoOp: min(shots, 4) per class), shots, full")
+    sample.add_argument("--output", help="write a sample file (JSON) instead of printing")
+    sample.add_argument("--split-file", type=Path, help="sample from this split file; the images need not be there")
+
+
+def _dataset_spec(args: argparse.Namespace) -> "DatasetSpec":
+    """Return the description that the arguments name, with their overrides; texts are taken as the shell passes them.
+
+    `dataset.template=a photo of a {}, a bird.` needs no quotes of Hydra's grammar; a pair of quotes around it is taken
+    off. Numbers, lists and mappings are YAML.
+    """
+    from omegaconf import OmegaConf
+    from yaml import YAMLError, safe_load
+
+    from coop.data import DatasetSpec, load_description
+
+    values: dict[str, Any] = {}
+    for word in args.dataset_words:
+        key, _, text = word.removeprefix("dataset.").partition("=")
+        field = DatasetSpec.__dataclass_fields__.get(key)
+        if field and field.type in (str, str | None):
+            quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+            values[key] = text[1:-1] if quoted else None if text in ("null", "") else text
+            continue
+        try:
+            value = safe_load(text)
+        except YAMLError as error:
+            raise CoopError(f"{word[:100]!r} cannot be read: give a value, a [list] or a {{key: value}}") from error
+        OmegaConf.update(config := OmegaConf.create(values), key, value)
+        values = OmegaConf.to_container(config)  # type: ignore[assignment]
+    return load_description(args.name, **values)
+
+
+def _data_list(args: argparse.Namespace) -> int:
+    """Print a line for every dataset."""
+    from tabulate import tabulate
+
+    from coop.data import dataset_descriptions, load_description
+    from coop.data.check import state
+
+    rows = [state(load_description(name), args.data_root) for name in dataset_descriptions()]
+    print(tabulate(rows, ["dataset", "classes", "state", "split", "licence", "folder"], disable_numparse=True))
+    return 0
+
+
+def _data_check(args: argparse.Namespace) -> int:
+    """Print what a dataset is and what is wrong with it; 1 if files are missing or cannot be read."""
+    from tabulate import tabulate
+
+    from coop.data import read_dataset
+    from coop.data.check import SHOWN, check_dataset, class_counts
+    from coop.data.dataset import PARTS
+
+    spec = _dataset_spec(args)
+    dataset = read_dataset(spec, args.data_root)
+    print(f"{dataset.name}: {dataset.root}\nsplit: {dataset.split_source}\nsha256 of its list: {dataset.digest}")
+    print(f"template: {dataset.template}\nlicence: {spec.licence or 'yours'}")
+    counts = class_counts(dataset)
+    print(f"classes: {len(counts)} ({', '.join(name for _, name, *_ in counts[:5])}{', ...' * (len(counts) > 5)})")
+    for part, *of_class in zip(PARTS, *(row[2:] for row in counts), strict=True):
+        print(f"{part}: {sum(of_class)} images, {min(of_class)} to {max(of_class)} per class")
+    if args.classes:
+        print(tabulate(counts, ["label", "class name", *PARTS], disable_numparse=True))
+    for note in dataset.notes:
+        print(f"note: {note}")
+    report = check_dataset(dataset, spec.expected, decode=not args.no_decode)
+    for difference in report.differences:
+        print(f"differs from the whole dataset: {difference}")
+    for path, fault in list(report.faults.items())[:SHOWN]:
+        print(f"FAULT {path}: {fault}")
+    well = "every file is there" if args.no_decode else "every file is there and can be read"
+    print(f"{len(report.faults)} files are missing or cannot be read" if report.faults else well)
+    return 1 if report.faults else 0
+
+
+def _data_prepare(args: argparse.Namespace) -> int:
+    """Fetch a dataset as far as possible; 1 if something is left to do."""
+    from coop.data.prepare import prepare
+
+    spec = _dataset_spec(args)
+    if not spec.directory:
+        raise CoopError(f"dataset '{spec.name}' is your own: there is nothing to fetch")
+    done = prepare(spec, args.data_root, print)
+    print(f"ready: 'coop data check {spec.name}' counts it" if done else "not complete yet")
+    return 0 if done else 1
+
+
+def _data_sample(args: argparse.Namespace) -> int:
+    """Print a sample as path, label, class name - train, then val - or write it as a sample file."""
+    from coop.data import few_shot, few_shot_notes, few_shot_sample, load_split_file, read_dataset
+    from coop.data.splits import names_of, rows_of, sample_text
+
+    if args.output is not None and (not args.output or Path(args.output).is_dir()):
+        raise CoopError(f"--output {args.output!r}: give the name of a file to write")
+    spec, notes = _dataset_spec(args), tuple[str, ...]()
+    train: Sequence[Sequence[Any]]
+    val: Sequence[Sequence[Any]]
+    if args.split_file:
+        split = load_split_file(args.split_file)
+        names_of(split, str(args.split_file), spec.same_names)
+        train, val = few_shot_sample(split, args.shots, args.seed, args.validation)
+    else:
+        dataset = read_dataset(spec, args.data_root)
+        parts = few_shot(dataset, args.shots, args.seed, args.validation)
+        train, val = (rows_of(part, dataset.class_names) for part in parts)
+        notes = (*dataset.notes, *few_shot_notes(dataset, args.shots, args.validation))
+    for note in notes:
+        print(note, file=sys.stderr)
+    if args.output:
+        about = {"dataset": spec.name, "shots": args.shots, "seed": args.seed, "validation": args.validation}
+        _put(sample_text(train, val, **about), Path(args.output))
+        print(f"{len(train)} train and {len(val)} val images written", file=sys.stderr)
+    else:
+        for path, label, name in (*train, *val):
+            print(f"{path}\t{label}\t{name}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -24,14 +24,15 @@ from coop.config import RunConfig, config_text, run_config
 from coop.data.dataset import EMPTY, Dataset, Split
 from coop.data.few_shot import few_shot, few_shot_notes
 from coop.data.images import check_images
-from coop.data.sample_file import read_sample_file, write_sample_file
+from coop.data.splits import read_sample_file, write_sample_file
 from coop.errors import CoopError
 from coop.evaluate import evaluate, predictions
-from coop.features import FeatureCache, Samples
+from coop.features import FeatureCache, Rows
 from coop.io import write_text
 from coop.learned import FILE, Learned
 from coop.methods import METHODS
 from coop.methods.base import Classes, Method
+from coop.options import Tap
 from coop.runs.key import RunKey
 from coop.runs.protocol import Datasets, Target, class_names, protocol_named, restricted
 from coop.runs.store import (
@@ -56,7 +57,7 @@ class Resources(Datasets):
         super().__init__()
         self._backbone: tuple[tuple[Any, ...], Backbone, FeatureCache] | None = None
         self._refused: dict[tuple[Any, ...], CoopError] = {}
-        self._tests: dict[tuple[str, Path, range, str], torch.Tensor] = {}
+        self._tests: dict[tuple[str, Path, range, Tap], torch.Tensor | Rows] = {}
         self._done: dict[Path, dict[RunKey, Path]] = {}
 
     def backbone(self, config: RunConfig) -> tuple[Backbone, FeatureCache]:
@@ -76,11 +77,11 @@ class Resources(Datasets):
             self._backbone = (wanted, loaded, FeatureCache(loaded, config.cache, config.workers))
         return self._backbone[1:]
 
-    def test_inputs(self, cache: FeatureCache, target: Target, tap: str) -> torch.Tensor:
+    def test_inputs(self, cache: FeatureCache, target: Target, tap: Tap) -> torch.Tensor | Rows:
         """Return the (n, ...) test views of a test set, as the cache's rows of a tap."""
         key = (target.dataset.digest, target.dataset.root, target.labels, tap)
         if key not in self._tests:
-            self._tests[key] = cache(target.dataset.root, target.test.paths)[0].to(cache.backbone.device)
+            self._tests[key] = cache.test(target.dataset.root, target.test.paths, tap)
         return self._tests[key]
 
     def folder(self, key: RunKey, results: Path) -> Path:
@@ -189,9 +190,11 @@ def _execute(run: Run, resources: Resources) -> dict[str, Any]:
         about = {"dataset": run.dataset.name, "shots": config.shots, "seed": config.seed}
         write_sample_file(run.folder / SAMPLE, run.train, run.val, run.dataset.class_names, **about)
         count = len(run.dataset.class_names)
-        train, val = _samples(cache, run, restricted(run.train, labels, count), restricted(run.val, labels, count))
-        if run.key.validation == "test":
-            val = _labelled(run.targets[0].test, resources.test_inputs(cache, run.targets[0], tap))
+        part, root, o = restricted(run.train, labels, count), run.dataset.root, config.options
+        train = cache.samples(root, part.paths, part.labels, getattr(o, "augment", None), o.n_views, tap)
+        target = run.targets[0]
+        tuning = target.test if run.key.validation == "test" else restricted(run.val, labels, count)
+        val = cache.samples(root, tuning.paths, tuning.labels, tap=tap)
         images = len(val)
         watch("train_features")
         fit = method.fit(train, val)
@@ -201,7 +204,8 @@ def _execute(run: Run, resources: Resources) -> dict[str, Any]:
     metrics: dict[str, dict[str, Any]] = {}
     predicted: dict[str, Predictions] = {}
     for target in run.targets:
-        logits = _for_target(method, target).logits(tests[target.name])
+        inputs: Any = tests[target.name]  # `Rows` where the method reads pixels
+        logits = _for_target(method, target).logits(inputs)
         truth = torch.tensor(target.test.labels)
         metrics[target.name] = dataclasses.asdict(evaluate(logits, truth, target.class_names))
         arrays = {name: tensor.numpy() for name, tensor in predictions(logits, truth).items()}
@@ -249,24 +253,6 @@ def _for_target(method: Method, target: Target) -> Method:
     if target.class_names == method.classes.names:
         return method
     return method.for_classes(Classes(target.class_names, target.dataset.template, target.dataset.name))
-
-
-def _samples(cache: FeatureCache, run: Run, train: Split, val: Split) -> tuple[Samples, Samples]:
-    """Return the train sample with its random views, and the validation sample in its test view."""
-    device = cache.backbone.device
-    augment = getattr(run.config.options, "augment", None)
-    views = augment.views if augment else 0
-    fresh = views == "epochs"
-    count = getattr(run.config.options, "epochs", 0) if fresh else views
-    rows = cache(run.dataset.root, train.paths, range(count + 1)).to(device)
-    shown = cache(run.dataset.root, val.paths)[0].to(device) if len(val) else rows[0, :0]
-    return Samples(torch.tensor(train.labels, device=device), rows[0], rows[1:], fresh), _labelled(val, shown)
-
-
-def _labelled(part: Split, inputs: torch.Tensor) -> Samples:
-    """Return what is only looked at: the (n, ...) test view."""
-    labels = torch.tensor(part.labels, dtype=torch.long, device=inputs.device)
-    return Samples(labels, inputs, inputs.new_empty(0, *inputs.shape))
 
 
 def _sample_digest(train: Split, val: Split) -> str:
