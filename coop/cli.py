@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import coop
-from coop.errors import CoopError, first_line
+from coop.errors import CoopError, first_line, raise_interruption
 
 if TYPE_CHECKING:
     from coop.data import DatasetSpec
@@ -33,25 +33,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
         sys.stdout.flush()
         return code
-    except CoopError as error:
-        code, text = 2, str(error)
-    except KeyboardInterrupt:
-        code, text = 130, "interrupted; finished runs are kept, and the same command goes on with the rest"
     except BrokenPipeError:  # `coop table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        code, text = 1, _refusal(error)
-    except MemoryError:
-        code, text = 1, "there is not enough memory"
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = _explained(error)
+        if not text:
             raise
-        code, text = 1, f"there is not enough memory on the GPU: {first_line(error)}"
-    if "--debug" in flags:
-        traceback.print_exc()
-    print(f"coop: {' '.join(text.split())}", file=sys.stderr)
-    return code
+        if "--debug" in flags:
+            traceback.print_exc()
+        print(f"coop: {' '.join(text.split())}", file=sys.stderr)
+        return code
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """Return the exit code of an error and its sentence; none for an error of our own code."""
+    try:
+        raise_interruption(error)
+    except KeyboardInterrupt:
+        return 130, "interrupted; finished runs are kept, and the same command goes on with the rest"
+    if isinstance(error, CoopError):
+        return 2, str(error)
+    if isinstance(error, OSError):
+        return 1, _refusal(error)
+    if isinstance(error, MemoryError):
+        return 1, "there is not enough memory"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        return 1, f"there is not enough memory on the GPU: {first_line(error)}"
+    return 1, ""
 
 
 def _refusal(error: OSError) -> str:

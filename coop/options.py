@@ -5,7 +5,7 @@ No torch here: studies, tables and reports read options without loading it. A me
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Literal, TypeVar
@@ -778,13 +778,23 @@ def from_mapping(kind: type[AnyType], values: Mapping[str, Any], where: str = ""
     """
     known = (kind, repr(sorted(values.items(), key=lambda item: str(item[0]))))
     if known not in _parsed:
+        given, nested = dict(values), {}
+        for of in fields(kind):  # type: ignore[arg-type]
+            default = of.default_factory() if callable(of.default_factory) else None
+            if is_dataclass(default) and of.name in given:  # OmegaConf changes nothing inside a frozen one
+                inner = given.pop(of.name)
+                if not isinstance(inner, Mapping):
+                    raise CoopError(f"{of.name}={inner}: give {', '.join(f'{of.name}.{key}' for key in vars(default))}")
+                place = f"{where}.{of.name}" if where else of.name
+                nested[of.name] = from_mapping(type(default), {**vars(default), **inner}, place)
         try:
-            _parsed[known] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(values)))
+            parsed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), given))
+            _parsed[known] = replace(parsed, **nested) if nested else parsed
         except OmegaConfBaseException as error:
             key = ".".join(part for part in (where, str(getattr(error, "full_key", "") or "")) if part)
             raise CoopError(f"{key}: {first_line(error)}" if key else first_line(error)) from error
-    parsed: AnyType = _parsed[known]
-    return parsed
+    found: AnyType = _parsed[known]
+    return found
 
 
 def method_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:
