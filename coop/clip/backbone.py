@@ -277,8 +277,8 @@ def load_backbone(
     `architecture` is one of `open_clip.list_models()`, a JSON config file (the model's configuration, or open_clip's
     `{"model_cfg": ..., "preprocess_cfg": ...}`), or `lit_lite`, the model that ships with the toolkit (the only one
     that needs no `pretrained`). Tags trained with QuickGELU get QuickGELU. Weights are looked for on this machine
-    first; a download is tried once. Raises CoopError for unknown names, missing weights, unsupported towers, a device that is
-    not there, checkpoints of another architecture, and weights that are not finite or all zero.
+    first; a download is tried once. Raises CoopError for unknown names, missing weights, unsupported towers, a device
+    that is not there, checkpoints of another architecture, and weights that are not finite or all zero.
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
