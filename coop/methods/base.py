@@ -187,7 +187,7 @@ class TrainedMethod(Method):
 
         Options without a number of epochs get the protocol's, for as many shots as the largest class has images.
         """
-        if self.options.epochs is None:
+        if isinstance(self.options, Training) and self.options.epochs is None:
             self.options = self.options.resolved(int(train_set.labels.bincount().max()), self.classes.dataset)
         per_epoch = self.steps_per_epoch(train_set)
 
