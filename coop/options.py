@@ -5,12 +5,15 @@ No torch here: studies, tables and reports read options without loading it. A me
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Literal, TypeVar
 
-from coop.errors import CoopError, unknown
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from coop.errors import CoopError, first_line, unknown
 
 Tap = Literal["final", "pre_projection", "pixels"]  # image features, features before the last projection, uint8 pixels
 PLUGINS = "coop.methods"  # the entry-point group in which other packages offer methods
@@ -762,3 +765,39 @@ def plugin(name: str) -> Any:
             "that extend coop.options.MethodOptions"
         )
     return method
+
+
+AnyType = TypeVar("AnyType")
+_parsed: dict[tuple[type, str], Any] = {}  # the runs of a sweep share few different options
+
+
+def from_mapping(kind: type[AnyType], values: Mapping[str, Any], where: str = "") -> AnyType:
+    """Return a (frozen) dataclass of `kind` from plain values, converted and checked by its annotations.
+
+    Raises CoopError with the key, after `where`, for an unknown key and for a value of a wrong type.
+    """
+    known = (kind, repr(sorted(values.items(), key=lambda item: str(item[0]))))
+    if known not in _parsed:
+        try:
+            _parsed[known] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(values)))
+        except OmegaConfBaseException as error:
+            key = ".".join(part for part in (where, str(getattr(error, "full_key", "") or "")) if part)
+            raise CoopError(f"{key}: {first_line(error)}" if key else first_line(error)) from error
+    parsed: AnyType = _parsed[known]
+    return parsed
+
+
+def method_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:
+    """Return a method's options from those of `values` that it has; keys may be nested or dotted (augment.views).
+
+    Raises CoopError for a value of a wrong type or out of range.
+    """
+    names = {f.name for f in fields(kind)}
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        head, _, rest = key.partition(".")
+        if head in names and rest:
+            nested[head] = {**nested.get(head, {}), rest: value}
+        elif head in names:
+            nested[head] = value
+    return from_mapping(kind, nested)
