@@ -112,8 +112,12 @@ def _typed(kind: type, values: Mapping[str, Any], where: str) -> Any:
     known = (kind, repr(sorted(values.items())))
     if known in _filled:
         return _filled[known]
+    schema = OmegaConf.structured(kind)
+    for field in dataclasses.fields(kind):  # a frozen node takes one changed key and refuses a second (OmegaConf 2.3)
+        if not OmegaConf.is_missing(schema, field.name) and OmegaConf.is_config(schema[field.name]):
+            OmegaConf.set_readonly(schema[field.name], False)
     try:
-        _filled[known] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(values)))
+        _filled[known] = OmegaConf.to_object(OmegaConf.merge(schema, dict(values)))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         name = ".".join(part for part in (where, str(key) if key else "") if part)
