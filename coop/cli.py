@@ -6,12 +6,13 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import coop
 from coop.errors import CoopError
 
 if TYPE_CHECKING:
+    from coop.data import DatasetSpec
     from coop.learned import Prediction
 
 Handler = Callable[[argparse.Namespace], int]
@@ -48,8 +49,6 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    from coop.data.commands import add_data_commands
-
     parser = argparse.ArgumentParser(prog="coop", description=coop.__doc__.splitlines()[0] if coop.__doc__ else "")
     parser.add_argument("--version", action="version", version=f"coop-clip {coop.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -62,14 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_import(commands)
     _add_export(commands)
-    add_data_commands(commands)
+    _add_data(commands)
     return parser
 
 
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, run: Handler
-) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text)
+def _command(commands: Any, name: str, text: str, run: Handler) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
     return command
 
@@ -308,6 +305,158 @@ def _put(text: str, output: Path | None) -> None:
         print(output)
     else:
         print(text, end="")
+
+
+# The commands of `coop data`: what is on disk, what is wrong with it, getting it, and its few-shot samples.
+
+
+class _DataParser(argparse.ArgumentParser):
+    """Take dataset.KEY=VALUE words anywhere among the arguments, as `coop run` does; argparse alone cannot."""
+
+    def parse_known_args(  # type: ignore[override]  # argparse's own overloads say the same in four ways
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = list(args or ())
+        overrides = [word for word in words if word.startswith("dataset.") and "=" in word]
+        parsed, rest = super().parse_known_args([word for word in words if word not in overrides], namespace)
+        parsed.dataset_words = overrides
+        return parsed, rest
+
+
+def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    data = commands.add_parser("data", help="datasets: list, check, prepare, sample")
+    kinds = data.add_subparsers(required=True, metavar="list|check|prepare|sample", parser_class=_DataParser)
+    root = Path(os.environ.get("COOP_DATA", "data"))
+    listed = _command(kinds, "list", "what is there, how complete, under which licence", _data_list)
+    check = _command(kinds, "check", "count, look for and decode every image", _data_check)
+    prepare = _command(kinds, "prepare", "fetch and unpack what can be; say what to do by hand", _data_prepare)
+    sample = _command(kinds, "sample", "print or write a few-shot sample", _data_sample)
+    for command in (check, prepare, sample):
+        command.add_argument("name", help="dataset, see 'coop data list'; folder and csv are your own")
+        command.epilog = "dataset.KEY=VALUE changes the description, e.g. dataset.root=FOLDER"
+    for command in (listed, check, prepare, sample):
+        command.add_argument("--data-root", type=Path, default=root, help="folder of all datasets (COOP_DATA, ./data)")
+    check.add_argument("--no-decode", action="store_true", help="look whether files are there, but do not read them")
+    check.add_argument("--classes", action="store_true", help="print the counts of every class")
+    sample.add_argument("--shots", type=lambda text: text if text == "all" else int(text), required=True,
+                        help="images per class, or all")  # fmt: skip
+    sample.add_argument("--seed", type=int, default=1)
+    sample.add_argument("--validation", default="min4", help="none, min4 (CoOp: min(shots, 4) per class), shots, full")
+    sample.add_argument("--output", help="write a sample file (JSON) instead of printing")
+    sample.add_argument("--split-file", type=Path, help="sample from this split file; the images need not be there")
+
+
+def _dataset_spec(args: argparse.Namespace) -> "DatasetSpec":
+    """Return the description that the arguments name, with their overrides; texts are taken as the shell passes them.
+
+    `dataset.template=a photo of a {}, a bird.` needs no quotes of Hydra's grammar; a pair of quotes around it is taken
+    off. Numbers, lists and mappings are YAML.
+    """
+    from omegaconf import OmegaConf
+    from yaml import YAMLError, safe_load
+
+    from coop.data import DatasetSpec, load_description
+
+    values: dict[str, Any] = {}
+    for word in args.dataset_words:
+        key, _, text = word.removeprefix("dataset.").partition("=")
+        field = DatasetSpec.__dataclass_fields__.get(key)
+        if field and field.type in (str, str | None):
+            quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+            values[key] = text[1:-1] if quoted else None if text in ("null", "") else text
+            continue
+        try:
+            value = safe_load(text)
+        except YAMLError as error:
+            raise CoopError(f"{word[:100]!r} cannot be read: give a value, a [list] or a {{key: value}}") from error
+        OmegaConf.update(config := OmegaConf.create(values), key, value)
+        values = OmegaConf.to_container(config)  # type: ignore[assignment]
+    return load_description(args.name, **values)
+
+
+def _data_list(args: argparse.Namespace) -> int:
+    """Print a line for every dataset."""
+    from tabulate import tabulate
+
+    from coop.data import dataset_descriptions, load_description
+    from coop.data.check import state
+
+    rows = [state(load_description(name), args.data_root) for name in dataset_descriptions()]
+    print(tabulate(rows, ["dataset", "classes", "state", "split", "licence", "folder"], disable_numparse=True))
+    return 0
+
+
+def _data_check(args: argparse.Namespace) -> int:
+    """Print what a dataset is and what is wrong with it; 1 if files are missing or cannot be read."""
+    from tabulate import tabulate
+
+    from coop.data import read_dataset
+    from coop.data.check import SHOWN, check_dataset, class_counts
+    from coop.data.dataset import PARTS
+
+    spec = _dataset_spec(args)
+    dataset = read_dataset(spec, args.data_root)
+    print(f"{dataset.name}: {dataset.root}\nsplit: {dataset.split_source}\nsha256 of its list: {dataset.digest}")
+    print(f"template: {dataset.template}\nlicence: {spec.licence or 'yours'}")
+    counts = class_counts(dataset)
+    print(f"classes: {len(counts)} ({', '.join(name for _, name, *_ in counts[:5])}{', ...' * (len(counts) > 5)})")
+    for part, *of_class in zip(PARTS, *(row[2:] for row in counts), strict=True):
+        print(f"{part}: {sum(of_class)} images, {min(of_class)} to {max(of_class)} per class")
+    if args.classes:
+        print(tabulate(counts, ["label", "class name", *PARTS], disable_numparse=True))
+    for note in dataset.notes:
+        print(f"note: {note}")
+    report = check_dataset(dataset, spec.expected, decode=not args.no_decode)
+    for difference in report.differences:
+        print(f"differs from the whole dataset: {difference}")
+    for path, fault in list(report.faults.items())[:SHOWN]:
+        print(f"FAULT {path}: {fault}")
+    well = "every file is there" if args.no_decode else "every file is there and can be read"
+    print(f"{len(report.faults)} files are missing or cannot be read" if report.faults else well)
+    return 1 if report.faults else 0
+
+
+def _data_prepare(args: argparse.Namespace) -> int:
+    """Fetch a dataset as far as possible; 1 if something is left to do."""
+    from coop.data.prepare import prepare
+
+    spec = _dataset_spec(args)
+    if not spec.directory:
+        raise CoopError(f"dataset '{spec.name}' is your own: there is nothing to fetch")
+    done = prepare(spec, args.data_root, print)
+    print(f"ready: 'coop data check {spec.name}' counts it" if done else "not complete yet")
+    return 0 if done else 1
+
+
+def _data_sample(args: argparse.Namespace) -> int:
+    """Print a sample as path, label, class name - train, then val - or write it as a sample file."""
+    from coop.data import few_shot, few_shot_notes, few_shot_sample, load_split_file, read_dataset
+    from coop.data.splits import names_of, rows_of, sample_text
+
+    if args.output is not None and (not args.output or Path(args.output).is_dir()):
+        raise CoopError(f"--output {args.output!r}: give the name of a file to write")
+    spec, notes = _dataset_spec(args), tuple[str, ...]()
+    train: Sequence[Sequence[Any]]
+    val: Sequence[Sequence[Any]]
+    if args.split_file:
+        split = load_split_file(args.split_file)
+        names_of(split, str(args.split_file), spec.same_names)
+        train, val = few_shot_sample(split, args.shots, args.seed, args.validation)
+    else:
+        dataset = read_dataset(spec, args.data_root)
+        parts = few_shot(dataset, args.shots, args.seed, args.validation)
+        train, val = (rows_of(part, dataset.class_names) for part in parts)
+        notes = (*dataset.notes, *few_shot_notes(dataset, args.shots, args.validation))
+    for note in notes:
+        print(note, file=sys.stderr)
+    if args.output:
+        about = {"dataset": spec.name, "shots": args.shots, "seed": args.seed, "validation": args.validation}
+        _put(sample_text(train, val, **about), Path(args.output))
+        print(f"{len(train)} train and {len(val)} val images written", file=sys.stderr)
+    else:
+        for path, label, name in (*train, *val):
+            print(f"{path}\t{label}\t{name}")
+    return 0
 
 
 if __name__ == "__main__":

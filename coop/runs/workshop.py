@@ -9,9 +9,7 @@ import torch
 
 from coop.clip.backbone import Backbone, load_backbone
 from coop.config import RunConfig
-from coop.data import Dataset, check_images, read_dataset
-from coop.data.description import load_description
-from coop.data.reading import read_described
+from coop.data import Dataset, check_images, load_description, read_dataset
 from coop.errors import CoopError
 from coop.features import FeatureCache
 from coop.runs.protocol import Target, targets_of
@@ -39,7 +37,7 @@ class Workshop:
         key = json.dumps([changed, str(data_root)], sort_keys=True, default=str)
         if key not in self._datasets:
             called = str(changed.pop("name", ""))
-            self._datasets[key] = read_described(load_description(called, **changed), data_root)
+            self._datasets[key] = read_dataset(load_description(called, **changed), data_root)
         return self._datasets[key]
 
     def targets(self, config: RunConfig) -> list[Target]:
