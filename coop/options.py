@@ -779,7 +779,11 @@ def from_mapping(kind: type[AnyType], values: Mapping[str, Any], where: str = ""
     known = (kind, repr(sorted(values.items(), key=lambda item: str(item[0]))))
     if known not in _parsed:
         try:
-            _parsed[known] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(values)))
+            schema = OmegaConf.structured(kind)
+            for key in schema:  # a frozen node takes one changed key and refuses a second (OmegaConf 2.3)
+                if not OmegaConf.is_missing(schema, key) and OmegaConf.is_config(schema[key]):
+                    OmegaConf.set_readonly(schema[key], False)
+            _parsed[known] = OmegaConf.to_object(OmegaConf.merge(schema, dict(values)))
         except OmegaConfBaseException as error:
             key = ".".join(part for part in (where, str(getattr(error, "full_key", "") or "")) if part)
             raise CoopError(f"{key}: {first_line(error)}" if key else first_line(error)) from error
