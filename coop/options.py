@@ -272,6 +272,126 @@ def check_pair(alpha: float | None, beta: float | None, prefix: str = "") -> Non
             raise CoopError(f"{prefix}{name}={value}: give 0 or more")
 
 
+# Methods that train inside the towers (coop/methods: deep_prompts, tcp, lora, layer_norm, multimodal). A block is
+# counted from 0, as in open_clip, except where a docstring says otherwise; a depth counts the input as 1.
+
+
+def check_whole(minimum: int, **values: int | None) -> None:
+    """Raise CoopError for a number below `minimum`; None passes."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise CoopError(f"{name}={value}: give {minimum} or more")
+
+
+@dataclass(frozen=True)
+class DeepTextOptions(Training):
+    """`n_ctx` tokens at the input of each of the first `depth` text blocks; `ctx_init` words start the first ones.
+
+    The first n_ctx tokens of `ctx_init` are learned, its other words stay; where it has fewer, or is null, the start
+    is random (as released).
+    """
+
+    epochs: int | None = 5
+    lr: float = 0.0025
+    batch_size: int = 4
+    n_ctx: int = 4
+    depth: int = 12
+    ctx_init: str | None = "a photo of a"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, n_ctx=self.n_ctx, depth=self.depth)
+
+
+@dataclass(frozen=True)
+class VptOptions(Training):
+    """`n_ctx` visual tokens at the input of each of the first `depth` image blocks; `depth=1` is shallow."""
+
+    reads: ClassVar[Tap] = "pixels"
+    epochs: int | None = 5
+    lr: float = 0.0025
+    batch_size: int = 4
+    n_ctx: int = 8
+    depth: int = 12
+    template: str | None = "a photo of a {}."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, n_ctx=self.n_ctx, depth=self.depth)
+
+
+@dataclass(frozen=True)
+class IvlpOptions(Training):
+    """Independent prompts: lengths and depths of each tower; `ctx_init` as for deep_text."""
+
+    reads: ClassVar[Tap] = "pixels"
+    epochs: int | None = 5
+    lr: float = 0.0035
+    batch_size: int = 4
+    n_ctx_text: int = 2
+    n_ctx_image: int = 2
+    depth_text: int = 12
+    depth_image: int = 12
+    ctx_init: str | None = "a photo of a"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, n_ctx_text=self.n_ctx_text, n_ctx_image=self.n_ctx_image)
+        check_whole(1, depth_text=self.depth_text, depth_image=self.depth_image)
+
+
+@dataclass(frozen=True)
+class MapleOptions(Training):
+    """`n_ctx` text tokens at the input of the first `depth` blocks, and their images under linear maps in the other."""
+
+    reads: ClassVar[Tap] = "pixels"
+    epochs: int | None = 5
+    lr: float = 0.0035
+    batch_size: int = 4
+    n_ctx: int = 2
+    depth: int = 9
+    ctx_init: str | None = "a photo of a"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, n_ctx=self.n_ctx, depth=self.depth)
+
+
+AVERAGES = ("gaussian", "released_per_dataset", "none")
+
+
+@dataclass(frozen=True)
+class PromptSRCOptions(IvlpOptions):
+    """The few-shot configuration as released; base-to-new is epochs=20 average_mean=15 average_deviation=1.
+
+    `average`: `gaussian` weighs epoch i by N(i; average_mean, average_deviation); `released_per_dataset` takes the
+    Gaussian that the authors chose for each dataset (N(30, 30) or N(45, 5), for 50 epochs); `none` keeps the last.
+    """
+
+    epochs: int | None = 50
+    lr: float = 0.0025
+    n_ctx_text: int = 4
+    n_ctx_image: int = 4
+    depth_text: int = 9
+    depth_image: int = 9
+    text_weight: float = 25.0
+    image_weight: float = 10.0
+    logits_weight: float = 1.0
+    average: str = "gaussian"
+    average_mean: float = 30.0
+    average_deviation: float = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.average not in AVERAGES:
+            raise unknown("average", self.average, AVERAGES)
+        if not self.average_deviation > 0:
+            raise CoopError(f"average_deviation={self.average_deviation}: give a number above 0")
+        for name in ("text_weight", "image_weight", "logits_weight"):
+            if not getattr(self, name) >= 0:
+                raise CoopError(f"{name}={getattr(self, name)}: give 0 or more")
+
+
 OPTIONS: dict[str, type[MethodOptions]] = {
     "zero_shot": ZeroShotOptions,
     "linear_probe": LinearProbeOptions,
@@ -284,4 +404,9 @@ OPTIONS: dict[str, type[MethodOptions]] = {
     "clip_adapter": ClipAdapterOptions,
     "tip_adapter": TipAdapterOptions,
     "tip_adapter_f": TipAdapterFOptions,
+    "deep_text": DeepTextOptions,
+    "vpt": VptOptions,
+    "ivlp": IvlpOptions,
+    "maple": MapleOptions,
+    "promptsrc": PromptSRCOptions,
 }

@@ -21,6 +21,11 @@ _CLASSES = {
     "clip_adapter": "coop.methods.clip_adapter:ClipAdapter",
     "tip_adapter": "coop.methods.tip_adapter:TipAdapter",
     "tip_adapter_f": "coop.methods.tip_adapter:TipAdapterF",
+    "deep_text": "coop.methods.deep_prompts:DeepText",
+    "vpt": "coop.methods.deep_prompts:Vpt",
+    "ivlp": "coop.methods.deep_prompts:Ivlp",
+    "maple": "coop.methods.deep_prompts:Maple",
+    "promptsrc": "coop.methods.promptsrc:PromptSRC",
 }
 
 

@@ -1,0 +1,234 @@
+"""What the methods that train inside the towers share: changed towers in place of features, and frozen rows kept.
+
+A method states its `text_changes` and `image_changes` (`coop.clip.towers.Changes`); the towers run with them, and the
+shared backbone's own tensors are never written to. Methods that change the text tower alone read final features.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torchvision.transforms import Normalize
+
+from coop.clip.backbone import Backbone
+from coop.clip.encode_deep import DeepPromptEncoder
+from coop.clip.prompts import Row, context_slot, expand_template, learned_rows, template_rows
+from coop.clip.towers import Changes, ImageTower
+from coop.errors import CoopError
+from coop.features import Samples
+from coop.io import track
+from coop.methods.base import Classes, TrainedMethod
+
+KEPT_BYTES = 2 * 2**30  # of frozen states that a fit keeps in memory
+TEST_BATCH = {"cpu": 64, "cuda": 256}
+
+
+class FrozenRows:
+    """What is frozen below a method's first change, computed once for each row of a sample, while it fits in memory.
+
+    `numbers` is the sample with row numbers in place of its rows; `self(name, numbers, compute)` returns `compute` of
+    those rows' pixels, from memory where it is there. Fresh views are shown once: nothing of them is kept.
+    """
+
+    def __init__(self, sample: Samples, budget: int = KEPT_BYTES) -> None:
+        n, v = len(sample), len(sample.views)
+        self.sample, self.budget = sample, budget
+        order = torch.arange((v + 1) * n)
+        self.numbers = replace(sample, test_view=order[:n], views=order[n:].view(v, n))
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __call__(
+        self, name: str, numbers: Int[Tensor, " b"], compute: Callable[[Tensor], Float[Tensor, "b *row"]]
+    ) -> Float[Tensor, "b *row"]:
+        """Return `compute` of the rows with these numbers; `name` says which of a method's frozen rows they are."""
+        numbers = numbers.cpu()
+        if name not in self._kept:
+            first = compute(self._pixels(numbers[:1]))
+            total = (len(self.sample.views) + 1) * len(self.sample)
+            if self.sample.fresh or total * first[0].numel() * first.element_size() > self.budget:
+                return compute(self._pixels(numbers))
+            self.budget -= total * first[0].numel() * first.element_size()
+            self._kept[name] = (first.new_empty(total, *first.shape[1:]), torch.zeros(total, dtype=torch.bool))
+        rows, known = self._kept[name]
+        missing = numbers[~known[numbers]]
+        if len(missing):
+            rows[missing.to(rows.device)] = compute(self._pixels(missing))
+            known[missing] = True
+        return rows[numbers.to(rows.device)]
+
+    def _pixels(self, numbers: Int[Tensor, " b"]) -> Shaped[Tensor, "b *row"]:
+        n = len(self.sample)
+        view, item = numbers // n, numbers % n
+        if (view == 0).all():
+            return self.sample.test_view[item.to(self.sample.test_view.device)]
+        device = self.sample.views.device
+        return self.sample.views[(view - 1).to(device), item.to(device)]
+
+
+class TowerMethod(TrainedMethod):
+    """A method whose `text_changes` and `image_changes` are learned; logits = exp(logit scale) * cos(f, t_c).
+
+    `prompts` is the encoder of its classes. Learned tensors are float32; they are rounded where a tower of lower
+    precision uses them. Raises CoopError for an image tower without visual tokens, where the method needs them.
+    """
+
+    prompts: DeepPromptEncoder
+
+    def __init__(self, backbone: Backbone, classes: Classes, options: Any, seed: int = 1) -> None:
+        super().__init__(backbone, classes, options, seed)
+        if not classes.names:
+            raise CoopError("there are no class names: give at least one")
+        self.images = ImageTower(backbone.model) if self.options.reads == "pixels" else None
+        self.frozen_rows: FrozenRows | None = None
+        self._class_features: Tensor | None = None
+
+    def text_changes(self) -> Changes:
+        """Return what is changed in the text tower."""
+        return Changes()
+
+    def image_changes(self) -> Changes:
+        """Return what is changed in the image tower."""
+        return Changes()
+
+    def class_features(self) -> Float[Tensor, "c e"]:
+        """Return the class features, normalised, differentiable in what is learned."""
+        return F.normalize(self.prompts(self.text_changes()), dim=-1)
+
+    def image_features(self, inputs: Shaped[Tensor, "b *row"]) -> Float[Tensor, "b e"]:
+        """Return image features, normalised, differentiable in what is learned.
+
+        `inputs` are final features where the method reads those; else uint8 pixels, preprocessed images, or the
+        numbers of rows of the training sample.
+        """
+        if self.images is None:
+            return F.normalize(inputs.to(self.backbone.device), dim=-1)
+        return F.normalize(self.images.project(self.images.pool(self.image_states(inputs, 1))), dim=-1)
+
+    def image_states(self, inputs: Shaped[Tensor, "b *row"], keep: int) -> Float[Tensor, "b k d"]:
+        """Return the first `keep` tokens' states after the last block of the changed image tower."""
+        assert self.images is not None
+        tower, changes = self.images, self.image_changes()
+        block = min(changes.first, tower.layers - 1)
+        x = self.frozen(f"block {block}", inputs, lambda images: tower.frozen(images, block))
+        return tower.run(x, changes, block, keep)
+
+    def frozen(
+        self, name: str, inputs: Shaped[Tensor, "b *row"], compute: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "b *row2"]:
+        """Return `compute` of preprocessed images; of row numbers, from what the fit keeps."""
+
+        def prepared(images: Tensor) -> Tensor:
+            return compute(normalised_pixels(self.backbone, images))
+
+        if inputs.ndim > 1:
+            return prepared(inputs)
+        assert self.frozen_rows is not None
+        return self.frozen_rows(name, inputs, prepared)
+
+    def cosine_logits(
+        self, features: Float[Tensor, "b e"], class_features: Float[Tensor, "c e"]
+    ) -> Float[Tensor, "b c"]:
+        """Return CLIP's logits of normalised features."""
+        return self.backbone.logit_scale * features @ class_features.T + self.backbone.logit_bias
+
+    def scores(self, inputs: Shaped[Tensor, "b *row"]) -> Float[Tensor, "b c"]:
+        """Return the logits, differentiable in what is learned."""
+        return self.cosine_logits(self.image_features(inputs), self.class_features())
+
+    def loss(self, inputs: Shaped[Tensor, "b *row"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Return the batch's cross-entropy."""
+        return F.cross_entropy(self.scores(inputs), labels.to(self.backbone.device))
+
+    @torch.no_grad()
+    def logits(self, inputs: Shaped[Tensor, "n *row"]) -> Float[Tensor, "n c"]:
+        """Return the logits of images, in large batches; class features are computed once."""
+        if self._class_features is None:
+            self._class_features = self.class_features()
+        parts = inputs.split(TEST_BATCH.get(self.backbone.device.type, 64) if self.images else len(inputs) or 1)
+        shown = track(parts, "classifying images", len(parts)) if len(parts) > 1 else parts
+        return torch.cat([self.test_scores(part, self._class_features) for part in shown])
+
+    def test_scores(
+        self, inputs: Shaped[Tensor, "b *row"], class_features: Float[Tensor, "c e"]
+    ) -> Float[Tensor, "b c"]:
+        """Return the logits of one batch of test images."""
+        return self.cosine_logits(self.image_features(inputs), class_features)
+
+    def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
+        """Train (`val` is not used); return the number of steps and the first and last loss."""
+        if self.images is None:
+            return super().fit(train, val)
+        self.frozen_rows = FrozenRows(train)
+        try:
+            return super().fit(self.frozen_rows.numbers, val)
+        finally:
+            self.frozen_rows = None
+
+    def reset_cache(self) -> None:
+        """Drop the class features."""
+        self._class_features = None
+
+    def for_classes(self, classes: Classes) -> "TowerMethod":
+        """Return the same changes of the towers before other classes."""
+        method = self.moved(classes)
+        assert isinstance(method, TowerMethod)
+        return method
+
+    def template_encoder(self, classes: Classes, template: str | None, **options: Any) -> DeepPromptEncoder:
+        """Return the encoder of one hand-written template. Raises CoopError for an ensemble of templates."""
+        templates = expand_template(template, classes.template, classes.dataset)
+        if len(templates) != 1:
+            raise CoopError(f"template={template}: method={self.name} runs one prompt a class; give one text with {{}}")
+        backbone = self.backbone
+        rows = template_rows(backbone.vocabulary, templates[0], classes.names, backbone.tower.context_length)
+        return self.encoder(rows, **options)
+
+    def encoder(self, rows: list[Row], **options: Any) -> DeepPromptEncoder:
+        """Return the encoder of prompts, with tokens placed after the start token."""
+        vocabulary = self.backbone.vocabulary
+        return DeepPromptEncoder(self.backbone.tower, rows, vocabulary.pad, len(vocabulary.head), **options)
+
+
+def context_rows(
+    backbone: Backbone, class_names: tuple[str, ...], n_ctx: int, ctx_init: str | None
+) -> tuple[list[Row], Float[Tensor, "m d"] | None]:
+    """Return prompts whose first `n_ctx` tokens are context, and the embeddings that these start from.
+
+    The tokens of `ctx_init` behind the first n_ctx stay as words. None, and "X" for each token, if it has fewer.
+    """
+    vocabulary, length = backbone.vocabulary, backbone.tower.context_length
+    ids, words = backbone.encode_words(ctx_init) if ctx_init else ([], None)
+    if words is None or len(ids) < n_ctx:
+        return learned_rows(vocabulary, class_names, n_ctx, "end", False, length), None
+    rows = template_rows(vocabulary, f"{ctx_init} {{}}.", class_names, length)
+    return with_context(rows, len(vocabulary.head), n_ctx), words[:n_ctx].clone()
+
+
+def with_context(rows: list[Row], start: int, n_ctx: int) -> list[Row]:
+    """Return prompts with context in place of the `n_ctx` tokens from `start` on."""
+    slots = tuple(context_slot(k) for k in range(n_ctx))
+    return [row[:start] + slots + row[start + n_ctx :] for row in rows]
+
+
+def check_depth(method: str, name: str, depth: int, layers: int, tower: str) -> None:
+    """Raise CoopError for a depth beyond the tower."""
+    if depth > layers:
+        raise CoopError(
+            f"method={method}: {name}={depth}, but the {tower} tower has {layers} blocks: give {layers} or less"
+        )
+
+
+def normalised_pixels(backbone: Backbone, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Return images as the tower takes them: uint8 pixels divided by 255 and normalised; others as they are."""
+    if images.is_floating_point():
+        return images
+    steps = [step for step in getattr(backbone.preprocess, "transforms", []) if isinstance(step, Normalize)]
+    if not steps:
+        raise CoopError("pixels need a preprocessing that ends in torchvision's Normalize")
+    pixels = images.to(backbone.device).float() / 255
+    normalised: Tensor = steps[-1](pixels)
+    return normalised
