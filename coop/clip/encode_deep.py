@@ -102,15 +102,16 @@ class DeepPromptEncoder:
 
     def __call__(self, changes: Changes) -> Float[Tensor, "c e"]:
         """Return unnormalised class features, differentiable in the tensors of `changes`."""
-        block = min(changes.first, len(self.tower.blocks) - 1)
-        if block >= 0:
-            if block not in self._frozen:
-                with torch.no_grad():
-                    self._frozen[block] = self._run(self._embed(Changes()), Changes(), 0, block)
-            x = self._frozen[block]
-        else:
-            x = self._embed(changes)
-        return self.tower.project(self._run(x, changes, max(block, 0), len(self.tower.blocks)))
+        start, layers = changes.first, len(self.tower.blocks)
+        if start < 0:
+            return self.tower.project(self._run(self._embed(changes), changes, 0, layers))
+        start = min(start, layers)
+        if start not in self._frozen:
+            with torch.no_grad():
+                x = self._run(self._embed(Changes()), Changes(), 0, start)
+                self._frozen[start] = x if start < layers else self.tower.project(x)
+        x = self._frozen[start]
+        return x if start == layers else self.tower.project(self._run(x, changes, start, layers))
 
     @property
     def states(self) -> int:

@@ -62,6 +62,7 @@ class TextTower:
             text._build_additive_mask if getattr(text, "use_pad_mask", False) else None
         )
         self.context_length: int = text.context_length
+        self.prefix = "text." if text is not model else ""  # of the names of its tensors
         self.layers = len(self.transformer.resblocks)
         self.width: int = self.token_embedding.shape[1]
         self.dtype: torch.dtype = self.transformer.get_cast_dtype()
@@ -334,13 +335,16 @@ class ImageTower:
 
     def pool(self, x: Float[Tensor, "b l d"], inserted: int = 0) -> Float[Tensor, "b d"]:
         """Return the pooled state, after ln_post, of `run`'s result with `inserted` tokens behind the class token."""
-        v = self.visual
-        if v.pool_type == "tok":
-            return layer_norm(x[:, 0], v.ln_post, self.dtype)
+        if self.visual.pool_type == "tok":
+            return self.post_norm(x[:, 0])
         patches = x[:, 1 + inserted : 1 + inserted + self.patches]
-        if v.final_ln_after_pool:
-            return layer_norm(patches.mean(dim=1), v.ln_post, self.dtype)
-        return layer_norm(patches, v.ln_post, self.dtype).mean(dim=1)
+        if self.visual.final_ln_after_pool:
+            return self.post_norm(patches.mean(dim=1))
+        return self.post_norm(patches).mean(dim=1)
+
+    def post_norm(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Return ln_post of states."""
+        return layer_norm(x, self.visual.ln_post, self.dtype)
 
     def project(self, x: Float[Tensor, "b d"], projection: Float[Tensor, "d e"] | None = None) -> Float[Tensor, "b e"]:
         """Return image features, not normalised, of pooled states; `projection` takes the place of the tower's."""

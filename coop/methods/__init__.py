@@ -26,6 +26,11 @@ _CLASSES = {
     "ivlp": "coop.methods.deep_prompts:Ivlp",
     "maple": "coop.methods.deep_prompts:Maple",
     "promptsrc": "coop.methods.promptsrc:PromptSRC",
+    "tcp": "coop.methods.tcp:TCP",
+    "clip_lora": "coop.methods.lora:ClipLora",
+    "two_stage": "coop.methods.layer_norm:TwoStage",
+    "mma": "coop.methods.multimodal:MMA",
+    "mmrl": "coop.methods.multimodal:MMRL",
 }
 
 

@@ -94,7 +94,7 @@ class DeepText(DeepPrompts):
 
 
 class Vpt(DeepPrompts):
-    """Visual prompts alone, shallow (`depth=1`) or deep; class features of `template`, computed once."""
+    """Visual prompts alone, shallow (`depth=1`) or deep; class features of `template` are computed once."""
 
     name = "vpt"
     Options = VptOptions
@@ -106,13 +106,6 @@ class Vpt(DeepPrompts):
     def image_shape(self) -> tuple[int, int]:
         """Return `n_ctx` and `depth`."""
         return self.options.n_ctx, self.options.depth
-
-    def class_features(self) -> Tensor:
-        """Return the template's normalised features; nothing in them is learned."""
-        if self._class_features is None:
-            with torch.no_grad():
-                self._class_features = super().class_features()
-        return self._class_features
 
 
 class Ivlp(DeepPrompts):

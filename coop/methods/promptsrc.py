@@ -75,16 +75,11 @@ class PromptSRC(Ivlp):
             self._teacher = F.normalize(torch.stack([encode(t, names) for t in TEACHER_TEMPLATES]).mean(dim=0), dim=-1)
         return self._teacher
 
-    @torch.no_grad()
-    def teacher_images(self, inputs: Shaped[Tensor, "b *row"]) -> Float[Tensor, "b e"]:
-        """Return f*, normalised, of the same views."""
-        return F.normalize(self.frozen("teacher", inputs, self.backbone.encode_images), dim=-1)
-
     def terms(self, inputs: Shaped[Tensor, "b *row"], labels: Int[Tensor, " b"]) -> dict[str, Float[Tensor, ""]]:
         """Return the four terms of the loss: `ce`, `text`, `image`, `logits`."""
         o = self.options
         f, t = self.image_features(inputs), self.class_features()
-        f_star, t_star = self.teacher_images(inputs), self.teacher_text()
+        f_star, t_star = self.frozen_features(inputs), self.teacher_text()
         logits, teacher = self.cosine_logits(f, t), self.cosine_logits(f_star, t_star)
         log_p, log_q = logits.log_softmax(dim=1), teacher.log_softmax(dim=1)
         return {

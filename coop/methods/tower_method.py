@@ -4,8 +4,10 @@ A method states its `text_changes` and `image_changes` (`coop.clip.towers.Change
 shared backbone's own tensors are never written to. Methods that change the text tower alone read final features.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,7 +23,9 @@ from coop.clip.towers import Changes, ImageTower
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.io import track
-from coop.methods.base import Classes, TrainedMethod
+from coop.methods.base import Classes, TrainedMethod, generator
+from coop.options import StepTraining
+from coop.train import Batch, epoch_batches, steps_per_epoch
 
 KEPT_BYTES = 2 * 2**30  # of frozen states that a fit keeps in memory
 TEST_BATCH = {"cpu": 64, "cuda": 256}
@@ -40,19 +44,24 @@ class FrozenRows:
         order = torch.arange((v + 1) * n)
         self.numbers = replace(sample, test_view=order[:n], views=order[n:].view(v, n))
         self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+        self._too_large: set[str] = set()
 
     def __call__(
-        self, name: str, numbers: Int[Tensor, " b"], compute: Callable[[Tensor], Float[Tensor, "b *row"]]
+        self, name: str | None, numbers: Int[Tensor, " b"], compute: Callable[[Tensor], Float[Tensor, "b *row"]]
     ) -> Float[Tensor, "b *row"]:
-        """Return `compute` of the rows with these numbers; `name` says which of a method's frozen rows they are."""
+        """Return `compute` of the rows with these numbers, kept under `name` (None: not kept)."""
         numbers = numbers.cpu()
+        if name is None or self.sample.fresh or name in self._too_large:
+            return compute(self._pixels(numbers))
         if name not in self._kept:
-            first = compute(self._pixels(numbers[:1]))
+            rows = compute(self._pixels(numbers))
             total = (len(self.sample.views) + 1) * len(self.sample)
-            if self.sample.fresh or total * first[0].numel() * first.element_size() > self.budget:
-                return compute(self._pixels(numbers))
-            self.budget -= total * first[0].numel() * first.element_size()
-            self._kept[name] = (first.new_empty(total, *first.shape[1:]), torch.zeros(total, dtype=torch.bool))
+            size = total * rows[0].numel() * rows.element_size()
+            if size > self.budget:
+                self._too_large.add(name)
+                return rows
+            self.budget -= size
+            self._kept[name] = (rows.new_empty(total, *rows.shape[1:]), torch.zeros(total, dtype=torch.bool))
         rows, known = self._kept[name]
         missing = numbers[~known[numbers]]
         if len(missing):
@@ -106,20 +115,28 @@ class TowerMethod(TrainedMethod):
         """
         if self.images is None:
             return F.normalize(inputs.to(self.backbone.device), dim=-1)
+        if self.image_changes().first >= self.images.layers:
+            return self.frozen_features(inputs)
         return F.normalize(self.images.project(self.images.pool(self.image_states(inputs, 1))), dim=-1)
 
     def image_states(self, inputs: Shaped[Tensor, "b *row"], keep: int) -> Float[Tensor, "b k d"]:
         """Return the first `keep` tokens' states after the last block of the changed image tower."""
         assert self.images is not None
         tower, changes = self.images, self.image_changes()
-        block = min(changes.first, tower.layers - 1)
-        x = self.frozen(f"block {block}", inputs, lambda images: tower.frozen(images, block))
+        block = changes.first
+        name = f"block {block}" if block > 0 else None  # below block 0 there is little to save
+        x = self.frozen(name, inputs, lambda images: tower.frozen(images, block))
         return tower.run(x, changes, block, keep)
 
+    @torch.no_grad()
+    def frozen_features(self, inputs: Shaped[Tensor, "b *row"]) -> Float[Tensor, "b e"]:
+        """Return the unchanged image tower's features, normalised."""
+        return F.normalize(self.frozen("features", inputs, self.backbone.encode_images), dim=-1)
+
     def frozen(
-        self, name: str, inputs: Shaped[Tensor, "b *row"], compute: Callable[[Tensor], Tensor]
+        self, name: str | None, inputs: Shaped[Tensor, "b *row"], compute: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "b *row2"]:
-        """Return `compute` of preprocessed images; of row numbers, from what the fit keeps."""
+        """Return `compute` of preprocessed images; of row numbers, from what the fit keeps under `name`."""
 
         def prepared(images: Tensor) -> Tensor:
             return compute(normalised_pixels(self.backbone, images))
@@ -147,10 +164,14 @@ class TowerMethod(TrainedMethod):
     def logits(self, inputs: Shaped[Tensor, "n *row"]) -> Float[Tensor, "n c"]:
         """Return the logits of images, in large batches; class features are computed once."""
         if self._class_features is None:
-            self._class_features = self.class_features()
+            self._class_features = self.test_class_features()
         parts = inputs.split(TEST_BATCH.get(self.backbone.device.type, 64) if self.images else len(inputs) or 1)
         shown = track(parts, "classifying images", len(parts)) if len(parts) > 1 else parts
         return torch.cat([self.test_scores(part, self._class_features) for part in shown])
+
+    def test_class_features(self) -> Float[Tensor, "c e"]:
+        """Return the class features at test."""
+        return self.class_features()
 
     def test_scores(
         self, inputs: Shaped[Tensor, "b *row"], class_features: Float[Tensor, "c e"]
@@ -191,6 +212,50 @@ class TowerMethod(TrainedMethod):
         """Return the encoder of prompts, with tokens placed after the start token."""
         vocabulary = self.backbone.vocabulary
         return DeepPromptEncoder(self.backbone.tower, rows, vocabulary.pad, len(vocabulary.head), **options)
+
+
+class StepTrainedTowerMethod(TowerMethod):
+    """A tower method trained for a number of steps in proportion to the shots: AdamW, cosine by step to 1e-6.
+
+    Incomplete last batches are used; the last pass over the sample ends where the steps do.
+    """
+
+    drop_last = False
+    steps: int | None = None
+
+    def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
+        """Train for `steps`, or `steps_per_shot` times the shots of the class that has most."""
+        self.steps = self.steps_for(train)
+        return super().fit(train, val)
+
+    def steps_for(self, train_set: Samples) -> int:
+        """Return the number of steps."""
+        o: StepTraining = self.options
+        shots = int(train_set.labels.bincount().max()) if len(train_set) else 0
+        return o.steps_per_shot * shots if o.steps is None else o.steps
+
+    def rates(self, per_epoch: int) -> list[float]:
+        """Return the learning rate of every step."""
+        return cosine_to_floor(self.options.lr, self.steps or self.options.steps or 0)
+
+    def batches(self, train_set: Samples) -> Iterator[Batch]:
+        """Yield the batches of as many passes as the steps take."""
+        return self.passes(train_set, self.steps or 0, generator(self.seed))
+
+    def passes(self, train_set: Samples, steps: int, random: torch.Generator) -> Iterator[Batch]:
+        """Yield `steps` batches of passes over the sample."""
+        size = self.options.batch_size
+        passes = -(-steps // steps_per_epoch(len(train_set), size, drop_last=False))
+        return islice(epoch_batches(train_set, passes, size, random, drop_last=False), steps)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW."""
+        return torch.optim.AdamW(self.trainable(), lr=self.options.lr, weight_decay=self.options.weight_decay)
+
+
+def cosine_to_floor(lr: float, steps: int, floor: float = 1e-6) -> list[float]:
+    """Return the learning rate of every step: floor + (lr - floor) (1 + cos(pi k / n)) / 2 at step k of n."""
+    return [floor + (lr - floor) * (1 + math.cos(math.pi * k / steps)) / 2 for k in range(steps)]
 
 
 def context_rows(
