@@ -1,4 +1,4 @@
-"""The command line: `coop demo | run | study | table | words | report | predict | import | data | pretrain`."""
+"""The command line: `coop demo | run | study | table | words | report | predict | import | data`."""
 
 import argparse
 import os
@@ -6,9 +6,13 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import coop
 from coop.errors import CoopError
+
+if TYPE_CHECKING:
+    from coop.learned import Prediction
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -45,7 +49,6 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
 
 def _parser() -> argparse.ArgumentParser:
     from coop.data.commands import add_data_commands
-    from coop.pretrain.arguments import add_pretrain_command
 
     parser = argparse.ArgumentParser(prog="coop", description=coop.__doc__.splitlines()[0] if coop.__doc__ else "")
     parser.add_argument("--version", action="version", version=f"coop-clip {coop.__version__}")
@@ -58,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_predict(commands)
     _add_import(commands)
+    _add_export(commands)
     add_data_commands(commands)
-    add_pretrain_command(commands)
     return parser
 
 
@@ -178,33 +181,55 @@ def _report(args: argparse.Namespace) -> int:
 def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = _command(commands, "predict", "classify images with what a run learned", _predict)
     command.add_argument("place", type=Path, metavar="RUN", help="a run's folder, or a learned file")
-    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    command.add_argument(
-        "--classes", type=_names, help="other class names, with commas (not for class-specific contexts)"
-    )
+    help_images = "image files, folders of images, or CSV files with a column 'path'"
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=help_images)
+    help_classes = "other class names: a,b,c or a text file with one a line (not for class-specific contexts)"
+    command.add_argument("--classes", type=_class_names, help=help_classes)
     command.add_argument("--top", type=int, default=5, help="classes per image (5)")
-    command.add_argument("--format", default="text", help="text or json")
+    command.add_argument("--format", default="text", help="text, json or csv")
+    command.add_argument("--output", type=Path, help="write it to a file")
     _add_device(command)
 
 
 def _predict(args: argparse.Namespace) -> int:
+    """Classify every image that can be read; return 1 where one could not."""
+    from coop.errors import unknown
+    from coop.learned import Classifier, image_files
+
+    if args.format not in ("text", "json", "csv"):
+        raise unknown("format", args.format, ("text", "json", "csv"))
+    files = image_files(args.images)
+    classifier = Classifier.load(args.place, args.classes, args.device)
+    predictions = list(classifier.predict_files(files, args.top))
+    _put(_render_predictions(predictions, args.format), args.output)
+    failed = [prediction for prediction in predictions if prediction.error]
+    for prediction in failed:
+        print(f"coop: {prediction.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _render_predictions(predictions: "Sequence[Prediction]", form: str) -> str:
+    """Return predictions as text, JSON, or CSV with a row for each image and class."""
+    import csv
+    import dataclasses
+    import io
     import json
 
-    from coop.errors import unknown
-    from coop.learned import Classifier
-
-    if args.format not in ("text", "json"):
-        raise unknown("format", args.format, ("text", "json"))
-    predictions = Classifier.load(args.place, args.classes, args.device).predict(args.images, args.top)
-    named = zip(map(str, args.images), predictions, strict=True)
-    if args.format == "json":
-        print(json.dumps([{"image": image, "classes": [list(pair) for pair in top]} for image, top in named], indent=1))
-        return 0
-    for image, top in named:
-        print(image)
-        for name, probability in top:
-            print(f"  {100 * probability:5.1f} %  {name}")
-    return 0
+    if form == "json":
+        return json.dumps([dataclasses.asdict(p) for p in predictions], indent=1) + "\n"
+    if form == "csv":
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["image", "rank", "class", "probability", "error"])
+        for p in predictions:
+            ranked = [[p.image, rank, name, value, ""] for rank, (name, value) in enumerate(p.classes, start=1)]
+            writer.writerows(ranked or [[p.image, "", "", "", p.error]])
+        return out.getvalue()
+    lines = []
+    for p in predictions:
+        lines += [p.image, *(f"  {100 * value:5.1f} %  {name}" for name, value in p.classes)]
+        lines += ["  cannot be read"] if p.error else []
+    return "\n".join(lines) + "\n"
 
 
 def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -214,26 +239,43 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument(
         "--architecture", required=True, help="open_clip's name of the backbone it was learned on: RN50"
     )
-    command.add_argument("--pretrained", default="openai", help="its tag or checkpoint file (openai)")
+    command.add_argument("--pretrained", help="its tag or checkpoint file (openai; none for lit_lite)")
     command.add_argument("--ctx-position", default="end", help="end, middle or front: the file does not say it")
-    command.add_argument(
-        "--classes", type=_names, help="class names in label order, with commas, or a file with one a line"
-    )
+    help_classes = "class names in label order: a,b,c or a text file with one a line"
+    command.add_argument("--classes", type=_class_names, help=help_classes)
     command.add_argument("--output", type=Path, required=True, help="the file to write, e.g. prompt.safetensors")
 
 
 def _import(args: argparse.Namespace) -> int:
-    from coop.clip.backbone import load_backbone
+    from coop.clip.backbone import LIT_LITE, load_backbone
     from coop.original import import_coop, original_state
 
-    original_state(args.checkpoint)  # a wrong file is told before a model is loaded
-    names = args.classes
-    if names and len(names) == 1 and Path(names[0]).is_file():
-        names = [line.strip() for line in Path(names[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
-    backbone = load_backbone(args.architecture, args.pretrained)
-    artefact = import_coop(args.checkpoint, backbone, names, args.ctx_position)
-    artefact.save(args.output)
-    print(f"{args.output}: context of shape {tuple(artefact.state['ctx'].shape)}")
+    original_state(args.checkpoint)  # a wrong file is an error before a model is loaded
+    pretrained = args.pretrained or (None if args.architecture == LIT_LITE else "openai")
+    backbone = load_backbone(args.architecture, pretrained)
+    learned = import_coop(args.checkpoint, backbone, args.classes, args.ctx_position)
+    learned.save(args.output)
+    print(f"{args.output}: context of shape {tuple(learned.state['ctx'].shape)}")
+    return 0
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "merge what a run learned into its backbone: an open_clip checkpoint"
+    command = _command(commands, "export", text, _export)
+    command.add_argument("place", type=Path, metavar="RUN", help="a run of a LoRA, LayerNorm or projection method")
+    command.add_argument("--output", type=Path, required=True, help="the file to write: NAME.safetensors")
+
+
+def _export(args: argparse.Namespace) -> int:
+    from coop.errors import CoopError
+    from coop.learned import export_checkpoint, load_method
+
+    if args.output.suffix != ".safetensors":
+        raise CoopError(f"--output {args.output}: open_clip reads this checkpoint by its ending, .safetensors")
+    method = load_method(args.place, "cpu")
+    export_checkpoint(method, args.output)
+    name = method.backbone.architecture
+    print(f"{args.output}: open_clip.create_model({name!r}, pretrained={str(args.output)!r})")
     return 0
 
 
@@ -243,6 +285,19 @@ def _add_device(command: argparse.ArgumentParser) -> None:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
+
+
+def _class_names(text: str) -> list[str]:
+    """Return the class names of `a,b,c`, or of a text file that has one on each line."""
+    from coop.errors import CoopError
+
+    path = Path(text)
+    if "," not in text and path.is_file():
+        try:
+            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise CoopError(f"--classes {text} is not a text file in UTF-8: {error}") from error
+    return _names(text)
 
 
 def _put(text: str, output: Path | None) -> None:

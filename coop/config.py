@@ -15,7 +15,6 @@ from coop.data.few_shot import Shots
 from coop.errors import CoopError, unknown
 from coop.io import cache_folder
 from coop.options import OPTIONS
-from coop.train import resolved
 
 PROTOCOLS = ("all_classes", "base_to_new", "cross_dataset", "domain_generalisation")
 
@@ -74,7 +73,7 @@ def run_config(config: DictConfig) -> RunConfig:
     else:
         shots, seed = 0, 0
     dataset = values["dataset"]
-    options = resolved(method_options(kind, values), shots, str(dataset.get("name")))
+    options = method_options(kind, values).resolved(shots, str(dataset.get("name")))
     if values["precision"] not in PRECISIONS:
         raise unknown("precision", str(values["precision"]), PRECISIONS)
     protocol = ProtocolConfig(values["protocol"]["name"], tuple(values["protocol"]["targets"] or ()))

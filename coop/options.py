@@ -4,14 +4,26 @@ No torch here: studies, tables and reports read options without loading it. A me
 """
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar, Literal, TypeVar
 
 from coop.errors import CoopError, unknown
 
 Tap = Literal["final", "pre_projection", "pixels"]  # image features, features before the last projection, uint8 pixels
+PLUGINS = "coop.methods"  # the entry-point group in which other packages offer methods
 CTX_POSITIONS = ("end", "middle", "front")
 ADAPTER_BRANCHES = {"visual": ("visual",), "text": ("text",), "both": ("visual", "text")}
+
+
+AnyOptions = TypeVar("AnyOptions", bound="MethodOptions")
+T = TypeVar("T", bound="Training")
+K = TypeVar("K", bound="TrainedCacheOptions")
+R = TypeVar("R", bound="TipAdapterOptions")
+C = TypeVar("C", bound="TcpOptions")
+S = TypeVar("S", bound="StepTraining")
 
 
 @dataclass(frozen=True)
@@ -26,16 +38,38 @@ class MethodOptions:
         """Whether something is chosen on the validation sample; only then is `validation` part of what a run is."""
         return False
 
+    @property
+    def n_views(self) -> int:
+        """The number of random views of each training image that the method reads, beside the test view."""
+        return 0
+
+    def resolved(self: AnyOptions, shots: int | str, dataset: str) -> AnyOptions:
+        """Return the options with what they leave to the shots or the dataset: the number of epochs."""
+        return self
+
+    def __post_init__(self) -> None:
+        """Check the values; every class also calls its parent's. Raises CoopError."""
+
 
 @dataclass(frozen=True)
 class Augment:
-    """`views`: 0: the test view; V > 0: one of V random views, drawn per image and epoch; `epochs`: a fresh one."""
+    """Which views of a training image a method reads, and the recipe of the random ones.
+
+    `views`: 0: the test view; V > 0: one of V random views, drawn per image and epoch; `epochs`: a new one in every
+    epoch; `mirror`: the test view and its mirror image. A random view is a crop whose area is at least `scale` of the
+    image's (0.08 in CoOp; 0.5 in Tip-Adapter, APE, GDA, LP++, ProLIP), mirrored half of the time if `flip`.
+    """
 
     views: int | str = 10
+    scale: float = 0.08
+    flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.views != "epochs" and not (isinstance(self.views, int) and self.views >= 0):
-            raise CoopError(f"augment.views={self.views}: give 0, a number of views, or 'epochs'")
+        named = self.views in ("epochs", "mirror")
+        if not named and not (isinstance(self.views, int) and not isinstance(self.views, bool) and self.views >= 0):
+            raise CoopError(f"augment.views={self.views}: give 0, a number of views, 'epochs' or 'mirror'")
+        if not 0 < self.scale <= 1:
+            raise CoopError(f"augment.scale={self.scale}: give a share of the image's area, above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -60,6 +94,23 @@ class Training(MethodOptions):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise CoopError(f"{name}={value}: give 0 or more")
+
+    @property
+    def n_views(self) -> int:
+        """`augment.views`, or one for each epoch."""
+        named = {"epochs": self.epochs or 0, "mirror": 1}
+        return named[self.augment.views] if isinstance(self.augment.views, str) else self.augment.views
+
+    def resolved(self: T, shots: int | str, dataset: str) -> T:
+        """Return the options with the protocol's number of epochs where none is given."""
+        return self if self.epochs is not None else replace(self, epochs=protocol_epochs(shots, dataset))
+
+
+def protocol_epochs(shots: int | str, dataset: str) -> int:
+    """Return CoOp's epochs: 50 for 1 shot, 100 for 2 and 4, 200 for more; 50 for ImageNet whatever the shots."""
+    if dataset == "imagenet" or shots == 1:
+        return 50
+    return 100 if isinstance(shots, int) and shots <= 4 else 200
 
 
 @dataclass(frozen=True)
@@ -213,53 +264,45 @@ class ClipAdapterOptions(Training):
 
 
 @dataclass(frozen=True)
-class TipAdapterOptions(MethodOptions):
-    """`alpha` and `beta`: both None to search for them on validation, or both given."""
+class CacheOptions(MethodOptions):
+    """What the methods with a cache of shots share (Tip-Adapter, APE and their trained forms).
+
+    `alpha`, `beta`: both None to search for them on validation, or both given.
+    `search_scale`, `search_step`: the grid of the search in the released codes' form, evenly spaced from 0.1: the ends
+    and the numbers of values of beta, alpha (APE: and gamma, from 0). None: the toolkit's grid, spaced by ratio.
+    `augment.views`: the keys are the mean of so many random views; 0: the test view.
+    """
 
     alpha: float | None = None
     beta: float | None = None
+    search_scale: list[float] | None = None
+    search_step: list[int] | None = None
     template: str | None = None
     augment: Augment = field(default_factory=Augment)
 
+    n_searched: ClassVar[int] = 2  # numbers that the search is for
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_pair(self.alpha, self.beta)
-        if self.augment.views == "epochs":
-            raise CoopError("method=tip_adapter has no epochs: give augment.views a number")
+        if (self.search_scale is None) != (self.search_step is None):
+            raise CoopError("search_scale and search_step make one grid: give both, or neither")
+        for name in ("search_scale", "search_step"):
+            values = getattr(self, name)
+            if values is not None and (len(values) != self.n_searched or not all(value > 0 for value in values)):
+                raise CoopError(f"{name}={list(values)}: give {self.n_searched} numbers above 0")
+        if self.augment.views == "epochs" and not isinstance(self, Training):
+            raise CoopError("a method that is not trained has no epochs: give augment.views a number, not 'epochs'")
 
     @property
     def uses_validation(self) -> bool:
         """Whether something is left to search for."""
         return self.alpha is None
 
-
-@dataclass(frozen=True)
-class TipAdapterFOptions(Training):
-    """`alpha` and `beta` are None to be searched for on validation, or both given; so are `train_alpha`, `train_beta`.
-
-    The latter two hold while the keys are trained; None takes Tip-Adapter's, before training.
-    AdamW has no `momentum`, and there is no warm-up unless `warmup_epochs` asks for one.
-    """
-
-    epochs: int | None = 20
-    lr: float = 0.001
-    batch_size: int = 256
-    weight_decay: float = 0.01
-    warmup_epochs: int = 0
-    train_alpha: float | None = None
-    train_beta: float | None = None
-    alpha: float | None = None
-    beta: float | None = None
-    template: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_pair(self.alpha, self.beta)
-        check_pair(self.train_alpha, self.train_beta, "train_")
-
     @property
-    def uses_validation(self) -> bool:
-        """Whether something is left to search for."""
-        return self.alpha is None or self.train_alpha is None
+    def n_views(self) -> int:
+        """Those that the keys are the mean of."""
+        return 1 if self.augment.views == "mirror" else int(self.augment.views)
 
 
 def check_pair(alpha: float | None, beta: float | None, prefix: str = "") -> None:
@@ -270,6 +313,195 @@ def check_pair(alpha: float | None, beta: float | None, prefix: str = "") -> Non
     for name, value in (("alpha", alpha), ("beta", beta)):
         if value is not None and not value >= 0:
             raise CoopError(f"{prefix}{name}={value}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class TrainedCacheOptions(CacheOptions, Training):
+    """What the trained forms of the caches share; `epochs=None` is the method's own number.
+
+    `train_alpha` and `train_beta` hold while the method is trained; None takes those that the untrained cache finds
+    on validation. `keep`: the result is the `last` epoch, or the `best` on validation, there with the better of both
+    pairs alpha, beta. With `augment.views=epochs` the first `key_views` random views make the keys, and each epoch has
+    a view of its own after them. AdamW has no `momentum`, and there is no warm-up unless `warmup_epochs` asks for one.
+    """
+
+    lr: float = 0.001
+    batch_size: int = 256
+    weight_decay: float = 0.01
+    eps: float = 1e-4
+    warmup_epochs: int = 0
+    train_alpha: float | None = None
+    train_beta: float | None = None
+    keep: str = "last"
+    key_views: int = 10
+
+    default_epochs: ClassVar[int] = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_pair(self.train_alpha, self.train_beta, "train_")
+        if self.keep not in ("last", "best"):
+            raise unknown("value of keep", self.keep, ("last", "best"))
+        if self.key_views < 1:
+            raise CoopError(f"key_views={self.key_views}: give 1 or more")
+        if not self.eps > 0:
+            raise CoopError(f"eps={self.eps}: give a number above 0")
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether something is left to search for, or an epoch to choose."""
+        return self.alpha is None or self.train_alpha is None or self.keep == "best"
+
+    @property
+    def n_views(self) -> int:
+        """Those of the keys, and where each epoch has its own, those too."""
+        return self.key_views + (self.epochs or 0) if self.augment.views == "epochs" else super().n_views
+
+    def resolved(self: K, shots: int | str, dataset: str) -> K:
+        """Return the options with the method's number of epochs where none is given."""
+        return self if self.epochs is not None else replace(self, epochs=self.default_epochs)
+
+
+# gaopengcuhk/Tip-Adapter, configs/*.yaml: alpha while training, ends of the grid for beta and alpha
+TIP_ADAPTER_RELEASED = {
+    "imagenet": (1.17, 7.0, 3.0),
+    "caltech101": (3.0, 12.0, 5.0),
+    "oxford_pets": (1.17, 7.0, 3.0),
+    "stanford_cars": (3.0, 20.0, 10.0),
+    "oxford_flowers": (10.0, 50.0, 50.0),
+    "food101": (1.17, 10.0, 10.0),
+    "fgvc_aircraft": (5.0, 30.0, 30.0),
+    "sun397": (1.17, 12.0, 10.0),
+    "dtd": (2.0, 13.0, 13.0),
+    "eurosat": (2.0, 12.0, 10.0),
+    "ucf101": (3.0, 7.0, 3.0),
+}
+
+
+@dataclass(frozen=True)
+class TipAdapterOptions(CacheOptions):
+    """`setting`: `common`, one setting for all datasets; `released`, that of the authors' code for each of CoOp's.
+
+    The released one has the grid by dataset, and keys from 10 random crops of half of the image and more.
+    """
+
+    setting: str = "common"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.setting not in ("common", "released"):
+            raise unknown("setting", self.setting, ("common", "released"))
+        if self.setting == "released":
+            for name, value in self.released_values().items():
+                object.__setattr__(self, name, value)
+
+    def released_values(self) -> dict[str, Any]:
+        """Return the released values that are the same for all datasets; they take the place of other ones."""
+        return {"augment": Augment(10, 0.5)}
+
+    def by_dataset(self, dataset: str) -> dict[str, Any]:
+        """Return the released values for a dataset, which stand where a key is None; KeyError where there are none."""
+        _, beta, alpha = TIP_ADAPTER_RELEASED[dataset]
+        return {"search_scale": [beta, alpha], "search_step": [200, 20]}
+
+    def resolved(self: R, shots: int | str, dataset: str) -> R:
+        """Return the options with the released values for the dataset, where `setting=released` asks for them."""
+        if self.setting != "released":
+            return super().resolved(shots, dataset)
+        missing = [name for name in self.by_dataset("imagenet") if getattr(self, name) is None]
+        if missing and dataset not in TIP_ADAPTER_RELEASED:
+            raise CoopError(
+                f"setting=released knows CoOp's eleven datasets, not {dataset}: give {', '.join(missing)}, "
+                "or setting=common"
+            )
+        return replace(self, **{name: self.by_dataset(dataset)[name] for name in missing}) if missing else self
+
+
+@dataclass(frozen=True)
+class TipAdapterFOptions(TipAdapterOptions, TrainedCacheOptions):
+    """Tip-Adapter-F's. `epochs=None` is 20.
+
+    `setting=released`: each epoch has views of its own, alpha while training is by dataset and beta 1, EuroSAT has 100
+    epochs, and the best epoch on validation is kept (with `validation=test` this is the released protocol).
+    """
+
+    def released_values(self) -> dict[str, Any]:
+        """Return the released values that are the same for all datasets."""
+        return {"augment": Augment("epochs", 0.5), "key_views": 10, "keep": "best"}
+
+    def by_dataset(self, dataset: str) -> dict[str, Any]:
+        """Return the released values for a dataset."""
+        alpha = TIP_ADAPTER_RELEASED[dataset][0]
+        epochs = 100 if dataset == "eurosat" else 20
+        return super().by_dataset(dataset) | {"epochs": epochs, "train_alpha": alpha, "train_beta": 1.0}
+
+
+@dataclass(frozen=True)
+class ApeOptions(CacheOptions):
+    """`gamma`, given or searched for with `alpha` and `beta`; `channels`: the share of the feature channels kept.
+
+    `similarity_weight` and `variance_weight` are the criterion's w_0 and w_1. The released code has values of
+    `channels` (0.4 to 0.8), of both weights and of the grid for each dataset; the defaults are one setting for all.
+    """
+
+    gamma: float | None = None
+    channels: float = 0.75
+    similarity_weight: float = 0.5
+    variance_weight: float = 0.5
+
+    n_searched: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.alpha is None) != (self.gamma is None):
+            raise CoopError(
+                f"alpha={self.alpha} and gamma={self.gamma}: give alpha, beta and gamma, or none of them to search"
+            )
+        check_channels(self.channels)
+
+
+@dataclass(frozen=True)
+class ApeTOptions(TrainedCacheOptions):
+    """APE-T's: `channels`, `similarity_weight` and `variance_weight` as APE's; `epochs=None` is 30."""
+
+    weight_decay: float = 0.1
+    eps: float = 1e-3
+    channels: float = 0.75
+    similarity_weight: float = 0.2
+    variance_weight: float = 0.8
+
+    default_epochs: ClassVar[int] = 30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_channels(self.channels)
+
+
+def check_channels(share: float) -> None:
+    """Raise CoopError unless `share` is one of the feature channels."""
+    if not 0 < share <= 1:
+        raise CoopError(f"channels={share}: give the share of the channels that is kept, above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class WaffleOptions(MethodOptions):
+    """`repetitions`: pairs of descriptors, one of random words and one of random characters.
+
+    `descriptor_seed` draws them; the run's own seed plays no part, for nothing is trained. `template` must end in a
+    full stop, before which the descriptor goes.
+    """
+
+    trains: ClassVar[bool] = False
+    repetitions: int = 15
+    descriptor_seed: int = 1
+    template: str = "A photo of a {}."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.repetitions < 1:
+            raise CoopError(f"repetitions={self.repetitions}: give 1 or more")
+        if self.template.count("{}") != 1:
+            raise CoopError(f"template={self.template!r}: give a text with {{}} where the class name goes")
 
 
 # Methods that train inside the towers (coop/methods: deep_prompts, tcp, lora, layer_norm, multimodal). A block is
@@ -418,7 +650,7 @@ class TcpOptions(Training):
         if not self.eps > 0 or not self.text_weight >= 0:
             raise CoopError(f"eps={self.eps} text_weight={self.text_weight}: give an eps above 0, a weight from 0 on")
 
-    def resolved(self, shots: int | str, dataset: str) -> "TcpOptions":
+    def resolved(self: C, shots: int | str, dataset: str) -> C:
         """Return the options with the released number of epochs where none is given."""
         if self.epochs is not None:
             return self
@@ -455,8 +687,17 @@ class StepTraining(MethodOptions):
 
     @property
     def n_views(self) -> int:
-        """`augment.views`."""
-        return int(self.augment.views)
+        """`augment.views`; a mirror image is one."""
+        return 1 if isinstance(self.augment.views, str) else self.augment.views
+
+    def resolved(self: S, shots: int | str, dataset: str) -> S:
+        """Return the options with `steps_per_shot` times the shots where no number of steps is given.
+
+        "all" shots are counted in the sample, when training begins.
+        """
+        if self.steps is not None or not isinstance(shots, int):
+            return self
+        return replace(self, steps=self.steps_per_shot * shots)
 
 
 LORA_PLACES = {  # blocks of a tower of 12, from 0, as released; "all" and the halves of a deeper one too
@@ -543,6 +784,7 @@ class MmrlOptions(Training):
     reads: ClassVar[Tap] = "pixels"
     epochs: int | None = 50
     lr: float = 0.001
+    augment: Augment = field(default_factory=lambda: Augment(scale=0.5))
     n_tokens: int = 5
     token_width: int = 512
     first_layer: int = 6
@@ -564,8 +806,9 @@ class MmrlOptions(Training):
             raise unknown("setting", self.setting, ("fixed", "released_per_dataset"))
 
 
-OPTIONS: dict[str, type[MethodOptions]] = {
+BUILT_IN: dict[str, type[MethodOptions]] = {
     "zero_shot": ZeroShotOptions,
+    "waffle": WaffleOptions,
     "linear_probe": LinearProbeOptions,
     "clap": ClapOptions,
     "coop": CoOpOptions,
@@ -586,4 +829,53 @@ OPTIONS: dict[str, type[MethodOptions]] = {
     "two_stage": TwoStageOptions,
     "mma": MmaOptions,
     "mmrl": MmrlOptions,
+    "ape": ApeOptions,
+    "ape_t": ApeTOptions,
 }
+
+
+class _Options(Mapping[str, type[MethodOptions]]):
+    """The options of every method by name; another package's class is imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> type[MethodOptions]:
+        return BUILT_IN[name] if name in BUILT_IN else plugin(name).Options
+
+    def __iter__(self) -> Iterator[str]:
+        yield from BUILT_IN
+        yield from plugins()
+
+    def __len__(self) -> int:
+        return len(BUILT_IN) + len(plugins())
+
+    def __contains__(self, name: object) -> bool:
+        return name in BUILT_IN or name in plugins()
+
+
+OPTIONS: Mapping[str, type[MethodOptions]] = _Options()
+
+
+@cache
+def plugins() -> dict[str, EntryPoint]:
+    """Return the entry points of other packages' methods, by name; a built-in method's name stays its own."""
+    return {entry.name: entry for entry in entry_points(group=PLUGINS) if entry.name not in BUILT_IN}
+
+
+def plugin(name: str) -> Any:
+    """Import another package's method class.
+
+    Raises KeyError for a name that no package offers, and CoopError for a class that cannot be imported or used.
+    """
+    entry = plugins()[name]
+    try:
+        method = entry.load()
+    except Exception as error:
+        raise CoopError(
+            f"method={name} cannot be imported from {entry.value} ({error}): mend or remove its package"
+        ) from error
+    options = getattr(method, "Options", None)
+    if getattr(method, "name", None) != name or not (isinstance(options, type) and issubclass(options, MethodOptions)):
+        raise CoopError(
+            f"method={name}: {entry.value} must be a coop.methods.base.Method with name = '{name}' and with Options "
+            "that extend coop.options.MethodOptions"
+        )
+    return method

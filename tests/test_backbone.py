@@ -190,3 +190,38 @@ def test_random_weights_are_fixed_and_leave_global_randomness_alone(tiny_json: s
     assert torch.equal(state, torch.get_rng_state())
     torch.rand(1)
     assert load_backbone(tiny_json).identity == first
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("vision, width", [
+    (TINY["vision_cfg"], 32), ({**TINY["vision_cfg"], "final_ln_after_pool": True, "pool_type": "avg"}, 32),
+    ({"layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "image_size": 32}, 256),
+    ({"timm_model_name": "test_efficientnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}, 256),
+    ({"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": None, "image_size": 160}, 64),
+])  # fmt: skip
+def test_pre_projection(vision: dict[str, Any], width: int) -> None:
+    """ViT, ResNet, timm with a head and timm's classifier: projecting gives open_clip's features; pre is before it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = open_clip.CustomTextCLIP(16, vision, TINY["text_cfg"]).eval()
+    size = vision["image_size"]
+    backbone = Backbone(model, lambda image: image, open_clip.SimpleTokenizer())
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pre = backbone.encode_pre_projection(images)
+    assert pre.shape == (3, width) and backbone.projection.weight.shape == (width, 16)
+    torch.testing.assert_close(backbone.project(pre), model.encode_image(images), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    if "patch_size" in vision and "pool_type" not in vision:
+        tokens: list[torch.Tensor] = []
+        hook = model.visual.ln_post.register_forward_hook(lambda *call: tokens.append(call[2]))
+        model.encode_image(images)
+        hook.remove()
+        torch.testing.assert_close(pre, tokens[0][:, 0])
+
+
+def test_a_tower_without_a_projection_has_no_pre_projection_features() -> None:
+    vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "none", "image_size": 160}
+    model = open_clip.CustomTextCLIP(64, vision, TINY["text_cfg"])
+    with pytest.raises(CoopError, match="ends in no linear projection"):
+        _ = Backbone(model, lambda image: image, open_clip.SimpleTokenizer()).projection

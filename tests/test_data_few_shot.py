@@ -88,14 +88,44 @@ def test_dataset_and_split_dict_give_the_same_sample() -> None:
 def test_a_short_class_gives_all_and_is_noted() -> None:
     dataset = make_dataset()
     assert few_shot_notes(dataset, 3) == ()
-    assert few_shot_notes(dataset, 8) == (
+    assert few_shot_notes(dataset, 8, "none") == (
         "2 of 3 classes have fewer than 8 train images and give all: 'a' (7), 'c' (3)",
     )
+    assert few_shot_notes(dataset, 5) == (
+        "1 of 3 classes have fewer than 5 train images and give all: 'c' (3)",
+        "1 of 3 classes have fewer than 4 validation images and give all: 'c' (3)",
+    )
+    assert few_shot_notes(dataset, 5, "full") == few_shot_notes(dataset, 5, "test") == few_shot_notes(dataset, 5)[:1]
+
+
+@pytest.mark.parametrize(
+    "validation, per_class",
+    [("none", (0, 0, 0)), ("min4", (4, 4, 3)), ("shots", (6, 6, 3)), ("full", (7, 9, 3)), ("test", (0, 0, 0))],
+)
+def test_a_validation_rule_changes_the_validation_sample_alone(validation: str, per_class: tuple[int, ...]) -> None:
+    dataset = make_dataset()
+    train, val = few_shot(dataset, 6, 7, validation)
+    assert train == few_shot(dataset, 6, 7)[0]
+    assert tuple(list(val.labels).count(label) for label in range(3)) == per_class
+    assert len(set(val.paths)) == len(val), "no image twice, however short a class is"
+    assert set(val.paths) <= set(dataset.val.paths)
+    assert len(few_shot(dataset, "all", 7, validation)[1]) == (0 if sum(per_class) == 0 else len(dataset.val))
+
+
+def test_samples_of_shots_per_class_are_equal_min4_up_to_four() -> None:
+    dataset = make_dataset()
+    for shots in (1, 2, 4):
+        assert few_shot(dataset, shots, 3, "shots") == few_shot(dataset, shots, 3, "min4")
+
+
+def test_an_unknown_validation_rule_is_refused() -> None:
+    with pytest.raises(CoopError, match="did you mean 'shots'"):
+        few_shot(make_dataset(), 1, 1, "shot")
 
 
 @pytest.mark.parametrize("shots", [0, -1, True])
 def test_shots_that_are_no_number_are_refused(shots: int) -> None:
-    with pytest.raises(CoopError, match="shots must be"):
+    with pytest.raises(CoopError, match="shots=.*from 1 on"):
         few_shot_sample({"train": [["a", 0, "a"]], "val": []}, shots, 1)
 
 

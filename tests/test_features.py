@@ -17,7 +17,8 @@ from torchvision import transforms
 
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
-from coop.features import FeatureCache, ViewTransform
+from coop.features import MIRROR, FeatureCache, Rows, ViewTransform
+from coop.options import Augment
 from tests.small_towers import FAMILIES, small_backbone
 
 PATHS = tuple(f"{kind}/{i}.png" for kind in ("a", "b") for i in range(4))
@@ -153,21 +154,24 @@ def test_processes_at_once_compute_once(root: Path, tmp_path: Path) -> None:
     assert rows(tmp_path / "cache") == 3 * len(PATHS)
 
 
-def test_random_views_are_the_protocols(backbone: Backbone, root: Path) -> None:
-    """Torchvision's crop (scale 0.08 to 1, bicubic) and flip, then the backbone's normalisation, from a seed."""
-    crop = transforms.RandomResizedCrop(16, (0.08, 1.0), interpolation=transforms.InterpolationMode.BICUBIC)
+@pytest.mark.parametrize("augment", [Augment(), Augment(scale=0.5), Augment(flip=False)])
+def test_random_views_are_the_protocols(backbone: Backbone, root: Path, augment: Augment) -> None:
+    """Torchvision's crop (bicubic) and flip, then the backbone's normalisation, from a seed; bit by bit."""
+    crop = transforms.RandomResizedCrop(16, (augment.scale, 1.0), interpolation=transforms.InterpolationMode.BICUBIC)
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     image = Image.open(root / PATHS[0]).convert("RGB")
-    own = ViewTransform(backbone.preprocess, random_views=True)
-    steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)]
+    own = ViewTransform(backbone, augment)
+    flip = [transforms.RandomHorizontalFlip()] if augment.flip else []
+    steps = [crop, *flip, transforms.ToTensor(), transforms.Normalize(mean, std)]
     assert own.random is not None
     with torch.random.fork_rng(devices=[]):
         for seed in range(20):
             torch.manual_seed(seed)
             pixels = own.random(image)
             torch.manual_seed(seed)
-            assert torch.equal(pixels, transforms.Compose(steps)(image))
-    assert torch.equal(own(image, 0, b""), backbone.preprocess(image))
+            assert torch.equal(backbone.normalise_pixels(pixels), transforms.Compose(steps)(image))
+    assert torch.equal(backbone.normalise_pixels(own(image, 0, b"")), backbone.preprocess(image))
+    assert torch.equal(own(image, MIRROR, b""), own(image, 0, b"").flip(-1))
     views = [own(image, view, b"content") for view in range(1, 9)]
     assert len({tuple(view.flatten().tolist()) for view in views}) == 8
     assert not torch.equal(own(image, 1, b"other content"), views[0])
@@ -216,5 +220,65 @@ def test_a_changed_file_is_encoded_again(change: str, backbone: Backbone, root: 
 
 def test_random_views_need_a_normalisation(backbone: Backbone, root: Path, tmp_path: Path) -> None:
     odd = Backbone(backbone.model, lambda image: backbone.preprocess(image), backbone.tokenizer)
-    with pytest.raises(CoopError, match="random views need .*: use augment.views=0"):
+    with pytest.raises(CoopError, match="random views and pixels need .*: use augment.views=0"):
         FeatureCache(odd, tmp_path)(root, PATHS, (1,))
+
+
+def test_samples_hold_what_was_asked_for(backbone: Backbone, root: Path, tmp_path: Path) -> None:
+    """Views by number, of every epoch, mirrored, of another recipe and none, over the same rows."""
+    cache = FeatureCache(backbone, tmp_path)
+    labels = [0, 0, 0, 0, 1, 1, 1, 1]
+    plain = cache(root, PATHS, range(4))
+    few = cache.samples(root, PATHS, labels, Augment(views=3))
+    assert few.labels.tolist() == labels and not few.fresh
+    assert torch.equal(few.test_view, plain[0]) and torch.equal(few.views[:], plain[1:])
+    fresh = cache.samples(root, PATHS, labels, Augment(views="epochs"), epochs=3)
+    assert fresh.fresh and isinstance(fresh.views, Rows) and torch.equal(fresh.views[:], plain[1:])
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.tensor([5, 0])
+    assert torch.equal(fresh.batch(chosen, fresh.draw(2, generator)), plain[3, chosen])
+    torch.testing.assert_close(fresh.views.mean(dim=0), plain[1:].mean(dim=0))
+    known = rows(tmp_path)
+    other = cache.samples(root, PATHS, labels, Augment(views=3, scale=0.5))
+    assert rows(tmp_path) == known + 3 * len(PATHS) and not torch.allclose(other.views[:], plain[1:])
+    mirror = cache.samples(root, PATHS, labels, Augment(views="mirror", scale=0.5))
+    assert rows(tmp_path) == known + 4 * len(PATHS)  # the recipe of random crops does not matter here
+    assert torch.equal(mirror.views[0], plain[0])
+    pixels = torch.stack([backbone.preprocess(Image.open(root / path).convert("RGB")).flip(-1) for path in PATHS])
+    torch.testing.assert_close(mirror.views[1], backbone.encode_images(pixels), rtol=1e-4, atol=1e-5)
+    for nothing in (cache.samples(root, PATHS, labels), cache.samples(root, PATHS, labels, Augment(views=0))):
+        assert nothing.views.shape == (0, *plain.shape[1:]) and nothing.draw(0, generator) is None
+    assert cache.samples(root, (), ()).test_view.shape == (0, backbone.joint_width)
+
+
+def test_features_of_cached_pixels_are_those_of_images(root: Path, tmp_path: Path) -> None:
+    """Bit by bit, test view and random views; pixels are shared by backbones with the same preprocessing."""
+    backbone = image_backbone()
+    cache = FeatureCache(backbone, tmp_path)
+    labels = [0] * len(PATHS)
+    pixels = cache.samples(root, PATHS, labels, Augment(views=2), tap="pixels")
+    features = cache.samples(root, PATHS, labels, Augment(views=2))
+    assert isinstance(pixels.views, Rows) and pixels.views.shape == (2, len(PATHS), 3, 16, 16)
+    assert pixels.views.dtype == torch.uint8
+    for shown, encoded in ((pixels.test_view, features.test_view), (pixels.views[1], features.views[1])):
+        images = backbone.normalise_pixels(shown[:])
+        torch.testing.assert_close(backbone.encode_images(images), encoded, rtol=1e-5, atol=1e-6)
+    image = Image.open(root / PATHS[2]).convert("RGB")
+    assert torch.equal(backbone.normalise_pixels(pixels.test_view[2]), backbone.preprocess(image))
+    drawn = torch.tensor([0, 1] * 4)
+    some = torch.tensor([3, 6])
+    expected = torch.stack([pixels.views[1][3], pixels.views[0][6]])
+    assert torch.equal(pixels.batch(some, drawn), expected)
+    assert [len(part) for part in pixels.test_view.split(3)] == [3, 3, 2]
+    other = Backbone(small_backbone(FAMILIES["CLIP with QuickGELU"]).model, backbone.preprocess, backbone.tokenizer)
+    known = rows(tmp_path)
+    assert torch.equal(FeatureCache(other, tmp_path).test(root, PATHS, "pixels")[:], pixels.test_view[:])
+    assert rows(tmp_path) == known
+
+
+def test_pre_projection_features(backbone: Backbone, root: Path, tmp_path: Path) -> None:
+    """Their projection is the final feature."""
+    cache = FeatureCache(backbone, tmp_path)
+    pre = cache.test(root, PATHS, "pre_projection")
+    assert pre.shape == (len(PATHS), len(backbone.projection.weight))
+    torch.testing.assert_close(backbone.project(pre[:]), cache.test(root, PATHS), rtol=1e-5, atol=1e-5)

@@ -111,7 +111,7 @@ def made(
 
 
 def follow(
-    method: TowerMethod,
+    method: Any,
     record: Record,
     case: dict[str, Any],
     ours: Callable[[str], str],
@@ -122,10 +122,13 @@ def follow(
     inputs = inputs_of(method, images)
     near(method.prompts(method.text_changes()), record["text0"], 1e-5, "text0")
     near(method.image_features(inputs), torch.nn.functional.normalize(record["image0"], dim=-1), 1e-5, "image0")
-    per_epoch = len(images) // case["batch"]
-    near(torch.tensor(method.rates(per_epoch), dtype=torch.float64), record["lrs"], 1e-5, "lrs")
-    recorded = batches or replay(record, case["batch"], method.drop_last, case["steps"])
-    method.batches = recorded  # type: ignore[method-assign]
+    rates: list[float] = []
+    for stage in (1, 2) if hasattr(method, "stage") else (1,):
+        method.stage = stage
+        rates += method.rates(len(images) // case["batch"])
+    method.stage = 1
+    near(torch.tensor(rates, dtype=torch.float64), record["lrs"], 1e-5, "lrs")
+    method.batches = batches or replay(record, case["batch"], method.drop_last, case["steps"])
     watch = Watch(method)
     data = Samples(record["labels"], inputs, inputs.new_empty(0, *inputs.shape))
     result = method.fit(data, data)
@@ -199,32 +202,32 @@ def test_promptsrc(golden: Path, deep: Backbone, name: str) -> None:
     own = {"n_ctx_text": case["n_ctx_text"], "n_ctx_image": case["n_ctx_vision"], "ctx_init": case["ctx_init"]}
     own |= {"depth_text": case["prompt_depth_text"], "depth_image": case["prompt_depth_vision"]}
     own |= {"text_weight": float(case["text_loss_weight"]), "image_weight": float(case["image_loss_weight"])}
-    last = options_of("promptsrc", **training, **own, average="none")
-    method = made(deep, "promptsrc", last, record, prompt_name, Classes(NAMES))
-    near(method.teacher_text(), torch.nn.functional.normalize(record["teacher_text"], dim=-1), 1e-5, "teacher_text")
-    terms: dict[str, list[float]] = {"ce": [], "text": [], "image": [], "logits": []}
-    compute = method.terms
-
-    def watched(inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        found = compute(inputs, labels)
-        for k, v in found.items():
-            terms[k].append(float(v.detach()))
-        return found
-
-    method.terms = watched
-    follow(method, record, case, prompt_name)
-    near(method.logits(record["test_images"]), record["logits_last"], 1e-4, "logits_last")
-    for k, values in terms.items():
-        near(torch.tensor(values), record[f"losses_{k}"], 1e-4, f"losses_{k}")
-
     own |= {"average_mean": float(case["gpa_mean"]), "average_deviation": float(case["gpa_std"])}
-    method = made(deep, "promptsrc", options_of("promptsrc", **training, **own), record, prompt_name, Classes(NAMES))
+    options = options_of("promptsrc", **training, **own)
+    method: Any = made(deep, "promptsrc", options, record, prompt_name, Classes(NAMES))
+    near(method.teacher_text(), torch.nn.functional.normalize(record["teacher_text"], dim=-1), 1e-5, "teacher_text")
     near(method.weights, record["gpa_weights"], 1e-6, "gpa_weights")
-    averaged = {k.removeprefix("gpa."): v for k, v in record.items() if k.startswith("gpa.")}
-    follow(method, {k: v for k, v in record.items() if not k.startswith("final.")}, case, prompt_name)
-    for k, v in averaged.items():
-        near(method.parameters()[prompt_name(k)], v, 3e-4, k)
+    terms: list[dict[str, Tensor]] = []
+    compute = method.terms
+    method.terms = lambda *batch: terms.append(compute(*batch)) or terms[-1]
+    last: dict[str, Tensor] = {}
+    add = method.after_epoch
+
+    def watched(epoch: int, val: Samples) -> None:
+        last.update({k: v.clone() for k, v in method.state().items()})
+        add(epoch, val)
+
+    method.after_epoch = watched
+    gpa = {k.replace("gpa.", "final."): v for k, v in record.items() if k.startswith("gpa.")}
+    follow(method, record | gpa, case, prompt_name)
+    for k in ("ce", "text", "image", "logits"):
+        near(torch.stack([t[k] for t in terms]), record[f"losses_{k}"], 1e-4, f"losses_{k}")
     near(method.logits(record["test_images"]), record["logits"], 1e-4, "logits")
+    method.load_state(last)
+    near(method.logits(record["test_images"]), record["logits_last"], 1e-4, "logits_last")
+    for k, v in record.items():
+        if k.startswith("final."):
+            near(last[prompt_name(k.removeprefix("final."))], v, 3e-4, k)
 
 
 @pytest.mark.parametrize("name", cases("tcp"))

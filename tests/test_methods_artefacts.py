@@ -23,7 +23,7 @@ def fitted(name: str, backbone: Backbone, folder: Path) -> Method:
         Learned.of(fitted("coop", backbone, folder)).save(folder / "member.safetensors")
         options = {"runs": [str(folder / "member.safetensors")]}
     method = METHODS[name](backbone, CLASSES, METHODS[name].Options(**options), seed=2)
-    if method.trains:
+    if method.options.trains:
         method.fit(sample(backbone, shots=2, views=3), sample(backbone, shots=2, seed=1))
     return method
 
@@ -36,7 +36,7 @@ def test_loads_to_identical_logits(name: str, tiny_backbone: Backbone, tmp_path:
     assert type(again) is type(method)
     assert torch.equal(again.logits(f), method.logits(f))
     fresh = METHODS[name](tiny_backbone, CLASSES, method.options, seed=2)
-    if method.trains:
+    if method.options.trains:
         assert not torch.equal(fresh.logits(f), method.logits(f))
 
 

@@ -5,13 +5,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from coop.methods.linear_probe import GRID, LinearProbe, LinearProbeOptions, _Probes, search_c
 from sklearn.linear_model import LogisticRegression
 
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.methods.base import Classes
-from coop.methods.linear_probe import GRID, LinearProbe, LinearProbeOptions, _Probes, search_c
 from tests.methods_plain import CLASSES, sample
 
 

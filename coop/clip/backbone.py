@@ -4,23 +4,35 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from open_clip.transformer import VisionTransformer
+from PIL import Image
 from torch import Tensor, nn
+from torchvision import transforms
 
 from coop.clip.encode import PromptEncoder
 from coop.clip.lit_lite import lit_lite_files
-from coop.clip.prompts import Row, Tokenizer, Vocabulary, learned_rows, readable_name, template_rows
+from coop.clip.prompts import Row, Tokenizer, Vocabulary, learned_rows, readable_name, template_rows, text_rows
 from coop.clip.towers import TextTower, check_config
 from coop.errors import CoopError, unknown
 from coop.io import cache_folder
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 LIT_LITE = "lit_lite"
+TEXTS_AT_ONCE = 4096  # sentences that one encoder holds
+
+
+class Projection(NamedTuple):
+    """The image tower's last linear map: final = pre @ weight + bias."""
+
+    weight: Float[Tensor, "p e"]
+    bias: Float[Tensor, " e"] | None
 
 
 class Backbone:
@@ -85,6 +97,90 @@ class Backbone:
         images = images.to(self.device, self.dtype, non_blocking=True)
         return self.model.encode_image(images, normalize=False).float()
 
+    @torch.no_grad()
+    def encode_pre_projection(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p"]:
+        """Return what `projection` maps to image features, in float32: the pooled state after the last norm.
+
+        The tower runs with the identity in place of its projection. Raises CoopError if it ends in no projection.
+        """
+        weight, bias, transposed = self._projection
+        tower = self.model.visual
+        shape = tower.get_parameter(weight).shape
+        identity = torch.eye(shape[1] if transposed else shape[0], device=self.device, dtype=self.dtype)
+        replaced = {weight: identity} | ({bias: identity.new_zeros(len(identity))} if bias else {})
+        images = images.to(self.device, self.dtype, non_blocking=True)
+        return torch.func.functional_call(tower, replaced, (images,)).float()
+
+    @property
+    def projection(self) -> Projection:
+        """The frozen projection from `pre_projection` to `final` features, in float32; CoopError if there is none."""
+        weight, bias, transposed = self._projection
+        tower = self.model.visual
+        w = tower.get_parameter(weight).detach().float()
+        return Projection(w.T if transposed else w, tower.get_parameter(bias).detach().float() if bias else None)
+
+    def project(self, pre: Float[Tensor, "*b p"]) -> Float[Tensor, "*b e"]:
+        """Return final features, not normalised, of pre-projection features."""
+        weight, bias = self.projection
+        out = pre.to(weight.device).float() @ weight
+        return out if bias is None else out + bias
+
+    @cached_property
+    def _projection(self) -> tuple[str, str | None, bool]:
+        """Return the names of the projection's weight and bias in the image tower, and whether it is (e, p)."""
+        tower = self.model.visual
+        names = dict(tower.named_parameters())
+        if isinstance(tower, VisionTransformer) and "proj" in names:
+            return "proj", None, False
+        last = {"attnpool": "attnpool.c_proj", "head": "head.proj", "trunk": "trunk.head"}  # ResNet, timm, timm's own
+        for layer in last.values():
+            if f"{layer}.weight" in names and names[f"{layer}.weight"].ndim == 2:
+                return f"{layer}.weight", f"{layer}.bias" if f"{layer}.bias" in names else None, True
+        raise CoopError(
+            f"the image tower of '{self.architecture}' ({type(tower).__name__}) ends in no linear projection and "
+            "has no pre-projection features: choose a CLIP ViT or ResNet, or a method that reads final features"
+        )
+
+    @property
+    def splits_preprocessing(self) -> bool:
+        """Whether `preprocess` ends in torchvision's ToTensor and Normalize, so that `pixel_transform` is there."""
+        steps = list(getattr(self.preprocess, "transforms", []))
+        return (
+            len(steps) >= 2
+            and isinstance(steps[-2], transforms.ToTensor)
+            and isinstance(steps[-1], transforms.Normalize)
+        )
+
+    @cached_property
+    def pixel_transform(self) -> Callable[[Any], UInt8[Tensor, "3 h w"]]:
+        """The test transform up to its 8-bit pixels: RGB image -> (3, h, w).
+
+        `normalise_pixels` does the rest. Raises CoopError for a preprocessing that does not end in torchvision's
+        ToTensor and Normalize.
+        """
+        if not self.splits_preprocessing:
+            raise CoopError(
+                f"random views and pixels need a preprocessing that ends in torchvision's ToTensor and Normalize, and "
+                f"that of '{self.architecture}' does not: use augment.views=0 and a method that reads final features"
+            )
+        steps: Any = self.preprocess
+        return transforms.Compose([*steps.transforms[:-2], transforms.PILToTensor()])
+
+    def normalise_pixels(self, pixels: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+        """Return what the image tower reads, in float32 on the backbone's device.
+
+        Equal to the test transform's output bit by bit: it too makes 8-bit pixels of the crop before it divides by 255.
+        """
+        assert self.splits_preprocessing
+        steps: Any = self.preprocess
+        return steps.transforms[-1](pixels.to(self.device, non_blocking=True).float().div(255))
+
+    @cached_property
+    def image_size(self) -> tuple[int, int]:
+        """The height and width of what the image tower reads."""
+        height, width = self.preprocess(Image.new("RGB", (8, 8))).shape[-2:]
+        return height, width
+
     def prompt_encoder(self, rows: Sequence[Row]) -> PromptEncoder:
         """Return the class features of prompts as a function of their context."""
         return PromptEncoder(self.tower, rows, self.vocabulary.pad)
@@ -106,6 +202,14 @@ class Backbone:
         """
         rows = template_rows(self.vocabulary, template, class_names, self.tower.context_length, underscores)
         return self.prompt_encoder(rows)()
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n e"]:
+        """Return the features, not normalised, of complete sentences. Raises CoopError for one that is too long."""
+        rows = text_rows(self.vocabulary, texts, self.tower.context_length)
+        starts = range(0, len(rows), TEXTS_AT_ONCE)
+        parts = [self.prompt_encoder(rows[start : start + TEXTS_AT_ONCE])() for start in starts]
+        return torch.cat(parts) if parts else torch.empty(0, self.joint_width, device=self.device)
 
     def encode_words(self, words: str) -> tuple[list[int], Float[Tensor, "m d"]]:
         """Return the token ids of `words` and their embeddings in float32. Raises CoopError if there are none."""

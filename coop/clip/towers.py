@@ -192,7 +192,7 @@ def layer_norm(
 
 
 def quick_gelu(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-    """x * sigmoid(1.702 x), written as the fused silu: one saved tensor instead of three."""
+    """X * sigmoid(1.702 x), written as the fused silu: one saved tensor instead of three."""
     return F.silu(x * 1.702) * (1 / 1.702)
 
 

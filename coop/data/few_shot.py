@@ -1,4 +1,4 @@
-"""CoOp's few-shot sampling, to the item: the same seed gives the subset that the paper's runs were trained on."""
+"""CoOp's few-shot sampling, to the item, and the rules for the validation sample beside it."""
 
 import random
 from collections import Counter
@@ -6,10 +6,50 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from coop.data.dataset import Dataset, Split
-from coop.errors import CoopError
+from coop.errors import CoopError, unknown
 
 Shots = int | Literal["all"]
-VAL_SHOTS = 4  # CoOp samples min(shots, 4) images per class for validation
+VALIDATIONS = ("none", "min4", "shots", "full", "test")
+MIN4 = 4  # CoOp samples min(shots, 4) images per class for validation
+
+
+def check_validation(name: str) -> str:
+    """Return `name` if it is a validation rule; raise CoopError with the closest match if it is none.
+
+    `none`: no validation images. `min4`: min(shots, 4) per class (CoOp). `shots`: as many per class as for training.
+    `full`: the whole val part. `test`: no validation images; the run tunes on the test part and says so.
+    """
+    if name not in VALIDATIONS:
+        raise unknown("validation", str(name), VALIDATIONS)
+    return name
+
+
+def few_shot(dataset: Dataset, shots: Shots, seed: int, validation: str = "min4") -> tuple[Split, Split]:
+    """Draw a few-shot (train, val) sample of `dataset`; val by the rule `validation` (see `check_validation`).
+
+    The train sample is CoOp's for this seed whatever the rule. A class with fewer images gives all of them, each once
+    (`few_shot_notes` says which). Where `dataset.val_is_test`, the second part holds test images, as in the original.
+    """
+    if not len(dataset.train):
+        raise CoopError(f"dataset '{dataset.name}' has no train images: it can only be tested on")
+    train, val = _sample(dataset.train.labels, dataset.val.labels, shots, seed, validation)
+    return (
+        dataset.train if train is None else dataset.train.subset(train),
+        dataset.val if val is None else dataset.val.subset(val),
+    )
+
+
+def few_shot_sample(
+    split: Mapping[str, Sequence[Sequence[Any]]], shots: Shots, seed: int, validation: str = "min4"
+) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
+    """Draw the same sample as `few_shot` from a split dict, whose parts list `[path, label, class name]`."""
+    train, val = split["train"], split.get("val", ())
+    places = _sample([item[1] for item in train], [item[1] for item in val], shots, seed, validation)
+    chosen_train, chosen_val = (
+        list(part) if chosen is None else [part[i] for i in chosen]
+        for part, chosen in zip((train, val), places, strict=True)
+    )
+    return chosen_train, chosen_val
 
 
 def sample_indices(labels: Sequence[int], shots: int, random_stream: random.Random) -> list[int]:
@@ -18,58 +58,52 @@ def sample_indices(labels: Sequence[int], shots: int, random_stream: random.Rand
     A class with fewer items gives all of them. Follows Dassl's `generate_fewshot_dataset` (repeat=False):
     `random.sample` draws from the places of a class, and what it draws depends only on how many there are.
     """
-    places: dict[int, list[int]] = {}
-    for place, label in enumerate(labels):
-        places.setdefault(label, []).append(place)
     chosen: list[int] = []
-    for of_class in places.values():
-        chosen += random_stream.sample(of_class, shots) if len(of_class) >= shots else of_class
+    for places in places_by_class(labels).values():
+        chosen += random_stream.sample(places, shots) if len(places) >= shots else places
     return chosen
 
 
-def _sample(parts: Sequence[Sequence[int]], shots: Shots, seed: int) -> list[list[int]]:
-    """Sample `shots` of the first part and min(shots, 4) of the second from one random stream."""
+def places_by_class(labels: Sequence[int]) -> dict[int, list[int]]:
+    """Return {label: places of its items}, labels in order of first appearance."""
+    places: dict[int, list[int]] = {}
+    for place, label in enumerate(labels):
+        places.setdefault(label, []).append(place)
+    return places
+
+
+def few_shot_notes(dataset: Dataset, shots: Shots, validation: str = "min4") -> tuple[str, ...]:
+    """Return notes on the classes that have fewer images than the sample takes of each."""
     if shots == "all":
-        return [list(range(len(labels))) for labels in parts]
-    if not isinstance(shots, int) or isinstance(shots, bool) or shots < 1:
-        raise CoopError(f"shots must be a whole number from 1 on, or 'all', not {shots!r}")
-    stream = random.Random(seed)
-    counts = shots, min(shots, VAL_SHOTS)
-    return [sample_indices(labels, count, stream) for labels, count in zip(parts, counts, strict=True)]
+        return ()
+    of_val = {"min4": min(shots, MIN4), "shots": shots}.get(validation, 0) if len(dataset.val) else 0
+    notes = []
+    for part, split, count in (("train", dataset.train, shots), ("validation", dataset.val, of_val)):
+        counts = Counter(split.labels)
+        short = [f"'{name}' ({counts[i]})" for i, name in enumerate(dataset.class_names) if counts[i] < count]
+        if short:
+            more = f" and {len(short) - 5} more" if len(short) > 5 else ""
+            notes.append(
+                f"{len(short)} of {len(dataset.class_names)} classes have fewer than {count} {part} images and give "
+                f"all: {', '.join(short[:5])}{more}"
+            )
+    return tuple(notes)
 
 
-def few_shot_sample(
-    split: Mapping[str, Sequence[Sequence[Any]]], shots: Shots, seed: int
-) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
-    """Return CoOp's few-shot (train, val) of a split dict, whose parts list `[path, label, class name]`."""
-    parts = [list(split["train"]), list(split.get("val", ()))]
-    train, val = _sample([[item[1] for item in part] for part in parts], shots, seed)
-    return [parts[0][i] for i in train], [parts[1][i] for i in val]
+def _sample(
+    train: Sequence[int], val: Sequence[int], shots: Shots, seed: int, validation: str
+) -> tuple[list[int] | None, list[int] | None]:
+    """Return the places to take from each part, given its labels; None for the whole part.
 
-
-def few_shot(dataset: Dataset, shots: Shots, seed: int) -> tuple[Split, Split]:
-    """Return CoOp's few-shot (train, val) of `dataset`.
-
-    Where `dataset.val_is_test` the second part holds test images, as in the original: use it to look, not to tune.
+    Both parts are drawn from one random stream, train first, as in CoOp.
     """
-    if not len(dataset.train):
-        raise CoopError(f"dataset '{dataset.name}' has no train images: it can only be tested on")
-    if shots == "all":
-        return dataset.train, dataset.val
-    train, val = _sample([dataset.train.labels, dataset.val.labels], shots, seed)
-    return dataset.train.subset(train), dataset.val.subset(val)
-
-
-def few_shot_notes(dataset: Dataset, shots: Shots) -> tuple[str, ...]:
-    """Return a note on the classes that have fewer train images than `shots`, if there are any."""
-    if shots == "all":
-        return ()
-    counts = Counter(dataset.train.labels)
-    short = [f"'{name}' ({counts[label]})" for label, name in enumerate(dataset.class_names) if counts[label] < shots]
-    if not short:
-        return ()
-    more = f" and {len(short) - 5} more" if len(short) > 5 else ""
-    return (
-        f"{len(short)} of {len(dataset.class_names)} classes have fewer than {shots} train images and give all: "
-        f"{', '.join(short[:5])}{more}",
-    )
+    check_validation(validation)
+    if shots != "all" and (not isinstance(shots, int) or isinstance(shots, bool) or shots < 1):
+        raise CoopError(f"shots={shots!r}: give a whole number from 1 on, or 'all'")
+    stream = random.Random(seed)
+    chosen_train = None if shots == "all" else sample_indices(train, shots, stream)
+    if validation in ("none", "test"):
+        return chosen_train, []
+    if validation == "full" or shots == "all":
+        return chosen_train, None
+    return chosen_train, sample_indices(val, min(shots, MIN4) if validation == "min4" else shots, stream)

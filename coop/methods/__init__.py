@@ -1,16 +1,20 @@
-"""The methods that can be compared: a registry by name that imports a method's module when it is asked for."""
+"""The methods that can be compared: a registry by name that imports a method's module when it is looked up.
+
+Methods of other packages come in by the entry-point group `coop.methods` (see examples/new_method.py).
+"""
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from coop.options import OPTIONS
+from coop.options import OPTIONS, plugin
 
 if TYPE_CHECKING:
     from coop.methods.base import Method
 
 _CLASSES = {
     "zero_shot": "coop.methods.zero_shot:ZeroShot",
+    "waffle": "coop.methods.zero_shot:Waffle",
     "linear_probe": "coop.methods.linear_probe:LinearProbe",
     "clap": "coop.methods.clap:Clap",
     "coop": "coop.methods.coop:CoOp",
@@ -31,6 +35,8 @@ _CLASSES = {
     "two_stage": "coop.methods.layer_norm:TwoStage",
     "mma": "coop.methods.multimodal:MMA",
     "mmrl": "coop.methods.multimodal:MMRL",
+    "ape": "coop.methods.tip_adapter:Ape",
+    "ape_t": "coop.methods.tip_adapter:ApeT",
 }
 
 
@@ -38,9 +44,14 @@ class _Methods(Mapping[str, "type[Method]"]):
     """Method classes by name, imported (with torch) when looked up."""
 
     def __getitem__(self, name: str) -> "type[Method]":
+        if name not in _CLASSES:
+            return plugin(name)
         module, _, attribute = _CLASSES[name].partition(":")
         method: type[Method] = getattr(import_module(module), attribute)
         return method
+
+    def __contains__(self, name: object) -> bool:
+        return name in OPTIONS
 
     def __iter__(self) -> Iterator[str]:
         return iter(OPTIONS)

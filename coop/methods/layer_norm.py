@@ -1,7 +1,6 @@
 """2SFS: LayerNorms of both towers first, then a linear head (Farina et al., CVPR 2025)."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +11,9 @@ from coop.clip.backbone import Backbone
 from coop.clip.towers import Block, Change, Changes
 from coop.features import Samples
 from coop.methods.base import Classes, generator
-from coop.methods.tower_method import FrozenRows, StepTrainedTowerMethod, check_depth, cosine_to_floor
+from coop.methods.tower_method import FLOOR, StepTrainedTowerMethod, check_depth
 from coop.options import TwoStageOptions
-from coop.train import Batch, train
+from coop.train import Batch, cosine_by_step
 
 NORMS = ("ln_1", "ln_2")
 
@@ -90,38 +89,30 @@ class TwoStage(StepTrainedTowerMethod):
         with torch.no_grad():
             return self.frozen("adapted", inputs, super().image_features)
 
-    def fit(self, train_set: Samples, val: Samples) -> dict[str, Any]:
-        """Train both stages (`val` is not used); return the steps of each and the first and last loss."""
-        self.steps = self.steps_for(train_set)
-        self.frozen_rows, self.random = FrozenRows(train_set), generator(self.seed)
+    def run_training(self, train_set: Samples, val: Samples) -> list[float]:
+        """Train both stages; return every step's loss."""
         losses: list[float] = []
+        self.random = generator(self.seed)
         for self.stage in (1, 2):
             if self.stage == 2:
                 self.head.data.copy_(self.adapted_text())
-            batches, rates = self.batches(self.frozen_rows.numbers), self.stage_rates(self.stage)
-            losses += train(self.optimizer(), self.backward, batches, rates, f"{self.name} stage {self.stage}")
-        self.stage, self.frozen_rows = 1, None
-        self.reset_cache()
-        ends = {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
-        return {"steps": self.steps, "steps_stage1": self.stage_steps(1), **ends}
+            losses += super().run_training(train_set, val)
+        self.stage = 1
+        return losses
 
-    def stage_steps(self, stage: int) -> int:
-        """Return the number of steps of a stage."""
-        steps = self.steps or self.options.steps or 0
+    def stage_steps(self) -> int:
+        """Return the number of steps of the stage."""
+        steps = self.options.steps or 0
         first = int(steps * self.options.fraction)
-        return first if stage == 1 else steps - first
-
-    def stage_rates(self, stage: int) -> list[float]:
-        """Return the learning rates of a stage."""
-        return cosine_to_floor(self.options.lr, self.stage_steps(stage))
+        return first if self.stage == 1 else steps - first
 
     def rates(self, per_epoch: int) -> list[float]:
-        """Return the learning rates of both stages."""
-        return self.stage_rates(1) + self.stage_rates(2)
+        """Return the learning rates of the stage."""
+        return cosine_by_step(self.stage_steps(), self.options.lr, final=FLOOR)
 
     def batches(self, train_set: Samples) -> Iterator[Batch]:
         """Yield the batches of the stage."""
-        return self.passes(train_set, self.stage_steps(self.stage), self.random)
+        return self.passes(train_set, self.stage_steps(), self.random)
 
     def trainable(self) -> list[nn.Parameter]:
         """Return the LayerNorms, or in stage 2 the head."""

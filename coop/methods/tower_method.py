@@ -4,7 +4,6 @@ A method states its `text_changes` and `image_changes` (`coop.clip.towers.Change
 shared backbone's own tensors are never written to. Methods that change the text tower alone read final features.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -14,21 +13,20 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from torchvision.transforms import Normalize
 
 from coop.clip.backbone import Backbone
 from coop.clip.encode_deep import DeepPromptEncoder
 from coop.clip.prompts import Row, context_slot, expand_template, learned_rows, template_rows
 from coop.clip.towers import Changes, ImageTower
 from coop.errors import CoopError
-from coop.features import Samples
+from coop.features import Rows, Samples
 from coop.io import track
 from coop.methods.base import Classes, TrainedMethod, generator
-from coop.options import StepTraining
-from coop.train import Batch, epoch_batches, steps_per_epoch
+from coop.train import Batch, cosine_by_step, epoch_batches
 
 KEPT_BYTES = 2 * 2**30  # of frozen states that a fit keeps in memory
 TEST_BATCH = {"cpu": 64, "cuda": 256}
+FLOOR = 1e-6  # the learning rate that a cosine by step ends at
 
 
 class FrozenRows:
@@ -42,7 +40,7 @@ class FrozenRows:
         n, v = len(sample), len(sample.views)
         self.sample, self.budget = sample, budget
         order = torch.arange((v + 1) * n)
-        self.numbers = replace(sample, test_view=order[:n], views=order[n:].view(v, n))
+        self.numbers = replace(sample, labels=sample.labels.cpu(), test_view=order[:n], views=order[n:].view(v, n))
         self._kept: dict[str, tuple[Tensor, Tensor]] = {}
         self._too_large: set[str] = set()
 
@@ -139,7 +137,7 @@ class TowerMethod(TrainedMethod):
         """Return `compute` of preprocessed images; of row numbers, from what the fit keeps under `name`."""
 
         def prepared(images: Tensor) -> Tensor:
-            return compute(normalised_pixels(self.backbone, images))
+            return compute(images if images.is_floating_point() else self.backbone.normalise_pixels(images))
 
         if inputs.ndim > 1:
             return prepared(inputs)
@@ -156,18 +154,14 @@ class TowerMethod(TrainedMethod):
         """Return the logits, differentiable in what is learned."""
         return self.cosine_logits(self.image_features(inputs), self.class_features())
 
-    def loss(self, inputs: Shaped[Tensor, "b *row"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-        """Return the batch's cross-entropy."""
-        return F.cross_entropy(self.scores(inputs), labels.to(self.backbone.device))
-
     @torch.no_grad()
-    def logits(self, inputs: Shaped[Tensor, "n *row"]) -> Float[Tensor, "n c"]:
+    def logits(self, inputs: Shaped[Tensor, "n *row"] | Rows) -> Float[Tensor, "n c"]:
         """Return the logits of images, in large batches; class features are computed once."""
         if self._class_features is None:
             self._class_features = self.test_class_features()
-        parts = inputs.split(TEST_BATCH.get(self.backbone.device.type, 64) if self.images else len(inputs) or 1)
-        shown = track(parts, "classifying images", len(parts)) if len(parts) > 1 else parts
-        return torch.cat([self.test_scores(part, self._class_features) for part in shown])
+        size = TEST_BATCH.get(self.device.type, 64) if self.images else max(len(inputs), 1)
+        parts = track(inputs.split(size), "classifying images", -(-len(inputs) // size))
+        return torch.cat([self.test_scores(part, self._class_features) for part in parts])
 
     def test_class_features(self) -> Float[Tensor, "c e"]:
         """Return the class features at test."""
@@ -221,41 +215,23 @@ class StepTrainedTowerMethod(TowerMethod):
     """
 
     drop_last = False
-    steps: int | None = None
-
-    def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
-        """Train for `steps`, or `steps_per_shot` times the shots of the class that has most."""
-        self.steps = self.steps_for(train)
-        return super().fit(train, val)
-
-    def steps_for(self, train_set: Samples) -> int:
-        """Return the number of steps."""
-        o: StepTraining = self.options
-        shots = int(train_set.labels.bincount().max()) if len(train_set) else 0
-        return o.steps_per_shot * shots if o.steps is None else o.steps
 
     def rates(self, per_epoch: int) -> list[float]:
         """Return the learning rate of every step."""
-        return cosine_to_floor(self.options.lr, self.steps or self.options.steps or 0)
+        return cosine_by_step(self.options.steps or 0, self.options.lr, final=FLOOR)
 
     def batches(self, train_set: Samples) -> Iterator[Batch]:
         """Yield the batches of as many passes as the steps take."""
-        return self.passes(train_set, self.steps or 0, generator(self.seed))
+        return self.passes(train_set, self.options.steps or 0, generator(self.seed))
 
     def passes(self, train_set: Samples, steps: int, random: torch.Generator) -> Iterator[Batch]:
         """Yield `steps` batches of passes over the sample."""
-        size = self.options.batch_size
-        passes = -(-steps // steps_per_epoch(len(train_set), size, drop_last=False))
-        return islice(epoch_batches(train_set, passes, size, random, drop_last=False), steps)
+        passes = -(-steps // self.steps_per_epoch(train_set))
+        return islice(epoch_batches(train_set, passes, self.options.batch_size, random, drop_last=False), steps)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW."""
         return torch.optim.AdamW(self.trainable(), lr=self.options.lr, weight_decay=self.options.weight_decay)
-
-
-def cosine_to_floor(lr: float, steps: int, floor: float = 1e-6) -> list[float]:
-    """Return the learning rate of every step: floor + (lr - floor) (1 + cos(pi k / n)) / 2 at step k of n."""
-    return [floor + (lr - floor) * (1 + math.cos(math.pi * k / steps)) / 2 for k in range(steps)]
 
 
 def context_rows(
@@ -285,15 +261,3 @@ def check_depth(method: str, name: str, depth: int, layers: int, tower: str) -> 
         raise CoopError(
             f"method={method}: {name}={depth}, but the {tower} tower has {layers} blocks: give {layers} or less"
         )
-
-
-def normalised_pixels(backbone: Backbone, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Return images as the tower takes them: uint8 pixels divided by 255 and normalised; others as they are."""
-    if images.is_floating_point():
-        return images
-    steps = [step for step in getattr(backbone.preprocess, "transforms", []) if isinstance(step, Normalize)]
-    if not steps:
-        raise CoopError("pixels need a preprocessing that ends in torchvision's Normalize")
-    pixels = images.to(backbone.device).float() / 255
-    normalised: Tensor = steps[-1](pixels)
-    return normalised

@@ -4,11 +4,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from coop.clip.backbone import Backbone
-from coop.methods.base import Classes, Method, scaled_cosine
+from coop.methods.base import Classes, CosineClassifier
 from coop.options import ZeroShotOptions
 
 
-class ZeroShot(Method):
+class ZeroShot(CosineClassifier):
     """logits = exp(logit scale) * f . w_c, with w_c the mean text feature of the class over the templates."""
 
     name = "zero_shot"
@@ -16,12 +16,12 @@ class ZeroShot(Method):
 
     def __init__(self, backbone: Backbone, classes: Classes, options: ZeroShotOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
-        self.class_features = self.text_features()
+        self.text = self.text_features()
 
-    def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
-        """Return scaled cosine similarities."""
-        return scaled_cosine(self.backbone, features, self.class_features)
+    def class_features(self) -> Float[Tensor, "c e"]:
+        """Return the hand-written prompts' features."""
+        return self.text
 
     def for_classes(self, classes: Classes) -> "ZeroShot":
         """Return the same templates for other classes."""
-        return ZeroShot(self.backbone, classes, self.options, self.seed)
+        return self.moved(classes)

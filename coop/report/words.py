@@ -75,7 +75,7 @@ def render_words(words: Words, form: str) -> str:
 
 
 def _shown(word: Word) -> str:
-    """A fragment is shown with a hyphen: something follows it."""
+    """Show a fragment with a hyphen: something follows it."""
     return word.text if word.whole or word.text.startswith("<") else f"{word.text}-"
 
 

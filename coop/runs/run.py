@@ -172,10 +172,8 @@ def _sample_features(cache: FeatureCache, run: Run, parts: Sequence[Split]) -> t
     device = cache.backbone.device
     train, val = parts
     augment = getattr(run.config.options, "augment", None)
-    views = augment.views if augment else 0
-    fresh = views == "epochs"
-    count = run.config.options.epochs if fresh else views
-    features = cache(run.dataset.root, train.paths, range(count + 1)).to(device)
+    fresh = augment is not None and augment.views == "epochs"
+    features = cache(run.dataset.root, train.paths, range(run.config.options.n_views + 1)).to(device)
     shown = cache(run.dataset.root, val.paths)[0].to(device) if len(val) else features[0, :0]
     return (
         Samples(torch.tensor(train.labels, device=device), features[0], features[1:], fresh),

@@ -1,6 +1,7 @@
 """(Image, text) pairs: from a CSV, or a folder of captioned images; and batches of them, drawn by step number."""
 
 import csv
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +41,11 @@ def read_pairs(source: Path) -> list[Pair]:
         raise CoopError(f"'{source}' is no file and no folder: give a CSV with the columns image and text, or a folder")
     if not pairs:
         raise CoopError(f"'{source}' holds no pairs of image and text")
-    missing = [str(pair.image) for pair in pairs if not pair.image.is_file()]
+    missing = [str(pair.image) for pair in pairs if not os.path.isfile(pair.image)]
     if missing:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-        raise CoopError(f"'{source}' names images that are not there: {', '.join(missing[:SHOWN])}{more}")
+        shown = ", ".join(name[:200] for name in missing[:SHOWN])
+        raise CoopError(f"'{source}' names images that are not there: {shown}{more}")
     return pairs
 
 
@@ -58,10 +60,14 @@ def _read_folder(folder: Path) -> list[Pair]:
                         f"write it into {bare[0].with_suffix('.txt').name} beside it")  # fmt: skip
     pairs = []
     for image in images:
-        lines = image.with_suffix(".txt").read_text(encoding="utf-8").splitlines()
+        captions = image.with_suffix(".txt")
+        try:
+            lines = captions.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise CoopError(f"the caption file {captions} is not UTF-8 text: convert it") from error
         texts = tuple(line.strip() for line in lines if line.strip())
         if not texts:
-            raise CoopError(f"the caption file {image.with_suffix('.txt')} is empty")
+            raise CoopError(f"the caption file {captions} is empty")
         pairs.append(Pair(image, texts))
     return pairs
 
@@ -69,15 +75,20 @@ def _read_folder(folder: Path) -> list[Pair]:
 def _read_csv(path: Path) -> list[Pair]:
     """Read a line per pair; image paths are relative to the CSV file. Lines of one image become one pair."""
     texts: dict[Path, list[str]] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        image_column = _column(path, reader.fieldnames or (), IMAGE_COLUMNS)
-        text_column = _column(path, reader.fieldnames or (), TEXT_COLUMNS)
-        for row in reader:
-            image, text = (row[image_column] or "").strip(), (row[text_column] or "").strip()
-            if not image or not text:
-                raise CoopError(f"'{path}', line {reader.line_num}: image or text is empty")
-            texts.setdefault(path.parent / image, []).append(text)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            image_column = _column(path, reader.fieldnames or (), IMAGE_COLUMNS)
+            text_column = _column(path, reader.fieldnames or (), TEXT_COLUMNS)
+            for row in reader:
+                image, text = (row[image_column] or "").strip(), (row[text_column] or "").strip()
+                if not image or not text:
+                    raise CoopError(f"'{path}', line {reader.line_num}: image or text is empty")
+                texts.setdefault(path.parent / image, []).append(text)
+    except UnicodeDecodeError as error:
+        raise CoopError(f"'{path}' is not UTF-8 text (byte {error.start}): convert it") from error
+    except csv.Error as error:
+        raise CoopError(f"'{path}' is no CSV file ({error}): expected the columns image and text") from error
     return [Pair(image, tuple(captions)) for image, captions in texts.items()]
 
 
@@ -86,7 +97,7 @@ def _column(path: Path, found: Sequence[str], accepted: Sequence[str]) -> str:
     for name in accepted:
         if name in found:
             return name
-    columns = ", ".join(found) or "(none)"
+    columns = ", ".join(name[:40] for name in found[:10]) or "(none)"
     raise CoopError(f"'{path}' has the columns {columns}: one must be called {' or '.join(accepted)}")
 
 

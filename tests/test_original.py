@@ -66,13 +66,45 @@ def test_the_originals_own_checkpoint(assets: Path, tmp_path: Path) -> None:
         torch.load(path)
     record = load_file(golden / "end-unified-m4.safetensors")
     tiny = tiny_clip(golden)
-    artefact = import_coop(path, tiny, None, "end")
-    torch.testing.assert_close(artefact.state["ctx"], record["ctx"], rtol=1e-3, atol=1e-4)
-    artefact.save(tmp_path / "learned.safetensors")
+    learned_file = import_coop(path, tiny, None, "end")
+    torch.testing.assert_close(learned_file.state["ctx"], record["ctx"], rtol=1e-3, atol=1e-4)
+    learned_file.save(tmp_path / "learned.safetensors")
     names = tuple(json.loads((golden / "cases.json").read_text())["class_names"])
     method = load_learned(tmp_path).restore(tiny, Classes(names))
     logits = method.logits(tiny.encode_images(record["images"]))
     torch.testing.assert_close(logits, record["logits"].float(), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.assets
+def test_a_checkpoint_as_the_original_writes_it(assets: Path) -> None:
+    """With the optimiser's momentum buffers in a defaultdict; nothing but its tensors is taken."""
+    folder = assets / "golden" / "original_checkpoint_trained"
+    state = original_state(folder / "prompt_learner" / "model.pth.tar-50")
+    assert torch.equal(state["ctx"], load_file(folder / "ctx.safetensors")["ctx"].float())
+
+
+def test_the_state_of_an_optimiser(tmp_path: Path) -> None:
+    """SGD with momentum and its scheduler as live objects, as the original saves them."""
+    ctx = torch.nn.Parameter(CTX.float())
+    sgd = torch.optim.SGD([ctx], lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 10)
+    ctx.sum().backward()
+    sgd.step()
+    scheduler.step()
+    path = checkpoint(tmp_path / "model.pth.tar-1", {"ctx": ctx.data}, scheduler={"successor": scheduler})
+    with zipfile.ZipFile(path) as archive:
+        (pickled,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+        assert b"defaultdict" in archive.read(pickled)
+    assert torch.equal(original_state(path)["ctx"], ctx.data)
+
+
+def test_tensors_that_are_no_plain_numbers(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    for number, ctx in enumerate((CTX.float().to_sparse(), CTX.to(torch.complex64))):
+        with pytest.raises(CoopError, match="quantised, sparse or complex"):
+            original_state(checkpoint(tmp_path / f"{number}", {"ctx": ctx}))
+    path = original(tmp_path / "nan", tiny_backbone, CTX * float("nan"))
+    with pytest.raises(CoopError, match="not finite"):
+        import_coop(path, tiny_backbone, NAMES, "end")
 
 
 def test_context_and_names(tiny_backbone: Backbone, tmp_path: Path) -> None:
@@ -80,9 +112,9 @@ def test_context_and_names(tiny_backbone: Backbone, tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path)
     assert set(original_state(path)) == {"ctx", "token_prefix", "token_suffix"}
-    artefact = import_coop(path, tiny_backbone, NAMES, "end")
-    assert torch.equal(artefact.state["ctx"], CTX.float())
-    method: Any = artefact.restore(tiny_backbone)
+    learned_file = import_coop(path, tiny_backbone, NAMES, "end")
+    assert torch.equal(learned_file.state["ctx"], CTX.float())
+    method: Any = learned_file.restore(tiny_backbone)
     torch.testing.assert_close(method.class_features(), with_context(tiny_backbone, CTX.float()), rtol=1e-4, atol=1e-5)
     with pytest.raises(CoopError, match="does not say which classes it is for"):
         import_coop(path, tiny_backbone, None, "end").restore(tiny_backbone)
@@ -90,8 +122,8 @@ def test_context_and_names(tiny_backbone: Backbone, tmp_path: Path) -> None:
 
 def test_class_specific_contexts_need_their_classes(tiny_backbone: Backbone, tmp_path: Path) -> None:
     path = original(tmp_path / "model.pth.tar-50", tiny_backbone, CTX.expand(len(NAMES), -1, -1).clone())
-    artefact = import_coop(path, tiny_backbone, NAMES, "middle")
-    assert artefact.options["class_specific"] and artefact.options["ctx_position"] == "middle"
+    learned_file = import_coop(path, tiny_backbone, NAMES, "middle")
+    assert learned_file.options["class_specific"] and learned_file.options["ctx_position"] == "middle"
     for names in (None, NAMES[:2]):
         with pytest.raises(CoopError, match=f"is for 5 classes, {len(names or ())} class names were given"):
             import_coop(path, tiny_backbone, names, "middle")

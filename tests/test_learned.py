@@ -1,20 +1,22 @@
-"""What a run learned, on disk: it comes back as it was, and only onto the backbone that it belongs to."""
+"""Learned files: they come back as they were, and only onto the backbone that they belong to."""
 
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.functional import to_tensor
 
 from coop.clip.backbone import Backbone, load_backbone
 from coop.errors import CoopError
-from coop.learned import Classifier, Learned, load_learned, load_method
+from coop.learned import Classifier, Learned, image_files, load_learned, load_method
 from coop.methods import METHODS
 from coop.methods.base import Classes, Method
 from tests.methods_plain import CLASSES, NAMES, hand_written, sample, with_context
@@ -161,7 +163,104 @@ def test_files_that_hold_nothing_learned(name: str, said: str, tiny_backbone: Ba
     {"options": {"n_ctx": "many"}}, {"options": {"n_ctx": 4}}, {"options": {"ctx_position": "top"}},
 ])  # fmt: skip
 def test_contents_that_do_not_fit(change: dict[str, Any], tiny_backbone: Backbone) -> None:
-    artefact = dataclasses.replace(Learned.of(learned("unified", tiny_backbone)), **change)
+    learned_file = dataclasses.replace(Learned.of(learned("unified", tiny_backbone)), **change)
     with pytest.raises(CoopError) as caught:
-        artefact.restore(tiny_backbone)
+        learned_file.restore(tiny_backbone)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("metadata", [
+    {"options": {"n_ctx": 10**9}}, {"options": "x"}, {"options": []}, {"options": {"n_ctx": None}}, {"method": []},
+    {"method": None}, {"precision": float("inf")}, {"precision": "int4"}, {"classes": {"names": [1, 2]}},
+    {"seed": "one"},
+    {"classes": {"names": "abc", "template": "a {}", "dataset": ""}}, {"classes": None}, {"architecture": 3},
+    {"seed": True}, {"weights": None}, {"options": {"ctx_init": ["a"]}}, {"options": {"ctx_position": {"a": 1}}},
+])  # fmt: skip
+def test_hostile_descriptions_are_refused_before_anything_is_built(
+    metadata: dict[str, Any], tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    """A context of 10^9 vectors would take gigabytes; each of these is one sentence instead."""
+    path = tmp_path / "learned.safetensors"
+    Learned.of(learned("unified", tiny_backbone)).save(path)
+    with safe_open(path, "pt") as file:
+        description = dict(file.metadata())
+    for key, value in metadata.items():
+        old = json.loads(description[key])
+        description[key] = json.dumps(old | value if isinstance(old, dict) and isinstance(value, dict) else value)
+    save_file({"ctx": torch.zeros(3, 32)}, path, metadata=description)
+    with pytest.raises(CoopError) as caught:
+        load_method(path, backbone=tiny_backbone)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_permissions_are_those_of_any_new_file(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    Learned.of(learned("unified", tiny_backbone)).save(tmp_path / "learned.safetensors")
+    assert (tmp_path / "learned.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_values_that_are_not_finite_are_not_saved(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    method = learned("unified", tiny_backbone)
+    with torch.no_grad():
+        method.learner.ctx[0, 0] = float("nan")
+    with pytest.raises(CoopError, match="not finite"):
+        Learned.of(method).save(tmp_path / "learned.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["unified", "class-specific"])
+def test_a_classifier_of_a_prompt_learner(kind: str, tiny_backbone: Backbone) -> None:
+    """Its logits are those of the class features that the learner gives."""
+    learner = learned(kind, tiny_backbone).learner
+    features = sample(tiny_backbone, shots=2, seed=3).test_view
+    cosines = torch.nn.functional.normalize(features, dim=-1) @ learner.class_features().detach().T
+    classifier = Classifier(learner)
+    expected = tiny_backbone.logit_scale * cosines
+    torch.testing.assert_close(classifier.method.logits(features), expected, rtol=1e-5, atol=1e-5)
+    assert classifier.class_names == NAMES
+
+
+def test_kinds_of_images(tmp_path: Path) -> None:
+    """A file, a PIL image, an array and a tensor of the same pixels get the same probabilities."""
+    backbone = small_backbone(FAMILIES["CLIP with GELU"])
+    size = backbone.model.visual.image_size
+    backbone.preprocess = lambda image: to_tensor(image.resize(size if isinstance(size, tuple) else (size, size)))
+    classifier = Classifier(METHODS["zero_shot"](backbone, CLASSES, METHODS["zero_shot"].Options()))
+    image = Image.effect_noise((40, 30), 90).convert("RGB")
+    image.save(tmp_path / "one.png")
+    array = np.asarray(image)
+    rows = classifier.probabilities([tmp_path / "one.png", image, array, torch.from_numpy(array.copy())])
+    torch.testing.assert_close(rows, rows[:1].expand_as(rows), rtol=1e-5, atol=1e-6)
+    for wrong in (array.astype(np.float32), array[:, :, 0], array.transpose(2, 0, 1)):
+        with pytest.raises(CoopError, match="give uint8"):
+            classifier.probabilities([wrong])
+    with pytest.raises(CoopError, match="give a list"):
+        classifier.predict(str(tmp_path / "one.png"))
+
+
+def test_one_bad_file_does_not_lose_the_others(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    """Folders and CSV files name images too."""
+    backbone = small_backbone(FAMILIES["CLIP with GELU"])
+    size = backbone.model.visual.image_size
+    backbone.preprocess = lambda image: to_tensor(image.resize(size if isinstance(size, tuple) else (size, size)))
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for name in ("a.png", "deep/b.jpg", "deep/er/c.PNG"):
+        Image.effect_noise((40, 30), 90).convert("RGB").save(tmp_path / name)
+    (tmp_path / "deep" / "bad.png").write_bytes(b"no image")
+    (tmp_path / "deep" / "notes.txt").write_text("words")
+    (tmp_path / "list.csv").write_text("path,more\na.png,1\ndeep/bad.png,2\n")
+    files = image_files([tmp_path / "deep", tmp_path / "list.csv"])
+    assert [file.name for file in files] == ["b.jpg", "bad.png", "c.PNG", "a.png", "bad.png"]
+    classifier = Classifier(METHODS["zero_shot"](backbone, CLASSES, METHODS["zero_shot"].Options()))
+    found = list(classifier.predict_files(files, top=2))
+    assert [bool(prediction.error) for prediction in found] == [False, True, False, False, True]
+    good = [prediction for prediction in found if not prediction.error]
+    assert [list(p.classes) for p in good] == [
+        [(name, pytest.approx(value, abs=1e-5)) for name, value in row]
+        for row in classifier.predict([p.image for p in good], top=2)
+    ]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "wrong.csv").write_text("file\na.png\n")
+    for place in ("empty", "wrong.csv"):
+        with pytest.raises(CoopError):
+            image_files([tmp_path / place])

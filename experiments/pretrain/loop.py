@@ -1,17 +1,17 @@
 """Training by steps: AdamW, warm-up and cosine, mixed precision, and checkpoints from which a run goes on exactly."""
 
-import os
+import errno
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from math import cos, pi
+from math import cos, inf, pi
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from coop.errors import CoopError
-from coop.io import track
+from coop.errors import CoopError, unknown
+from coop.io import atomic_write, track
 
 CHECKPOINT = "checkpoint.pt"
 Batch = TypeVar("Batch")
@@ -34,6 +34,20 @@ class Schedule:
     save_every: int = 200  # steps
     horizon: int | None = None  # where the cosine would reach 0, if not at the last step
     cooldown: int = 0  # steps of linear decay to 0 at the end, for a horizon beyond it
+
+    def __post_init__(self) -> None:
+        """Refuse values that no training can use, NaN among them; raises CoopError."""
+        for name, least in (("steps", 1), ("warmup", 0), ("save_every", 1), ("seed", 0), ("cooldown", 0)):
+            if getattr(self, name) < least:
+                raise CoopError(f"{name}={getattr(self, name)}: give {least} or more")
+        if self.seed >= 2**32:
+            raise CoopError(f"seed={self.seed}: give one below 2^32, {2**32}")
+        if not 0 < self.lr < inf:
+            raise CoopError(f"lr={self.lr}: give a finite number above 0")
+        if not 0 <= self.weight_decay < inf:
+            raise CoopError(f"weight_decay={self.weight_decay}: give a finite number, 0 or more")
+        if self.precision not in DTYPES:
+            raise unknown("precision", self.precision, DTYPES)
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step (0-based): linear growth, then half a cosine, ended by the cooldown."""
@@ -117,8 +131,7 @@ def _save(
     schedule: Schedule,
     step: int,
 ) -> None:
-    """Write everything that going on needs, under another name first: a checkpoint is whole or not there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write everything that going on needs, atomically."""
     state = {
         "step": step,
         "schedule": asdict(schedule),
@@ -126,9 +139,11 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
     }
-    partial = folder / f"{CHECKPOINT}.partial"
-    torch.save(state, partial)
-    os.replace(partial, folder / CHECKPOINT)
+    with atomic_write(folder / CHECKPOINT) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch's writer does not raise the system's own error
+            raise OSError(errno.EIO, "cannot write the checkpoint (is the disk full?)", str(temporary)) from error
 
 
 def _resume(
@@ -138,21 +153,53 @@ def _resume(
     scaler: torch.amp.GradScaler,
     schedule: Schedule,
 ) -> int:
-    """Load the folder's checkpoint, if any, and return the step to go on with."""
+    """Load the folder's checkpoint, if any, and return the step to go on with; remove what a killed run left behind.
+
+    Raises CoopError for a checkpoint of another schedule or architecture, and for a file that is none.
+    """
+    for leftover in (*folder.glob(f".{CHECKPOINT}.*.tmp"), *folder.glob(f"{CHECKPOINT}.partial")):
+        leftover.unlink(missing_ok=True)
     path = folder / CHECKPOINT
     if not path.exists():
         return 0
-    device = next(model.parameters()).device
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    state = read_checkpoint(path, next(model.parameters()).device)
     changed = [name for name, value in asdict(schedule).items() if state["schedule"].get(name) != value]
     changed = [name for name in changed if name != "save_every"]
     if changed:
-        then = ", ".join(f"{name}={state['schedule'].get(name)}" for name in changed)
+        then = ", ".join(f"{name}={str(state['schedule'].get(name))[:40]}" for name in changed)
         raise CoopError(f"'{path}' is from a run with {then}: train with these, or into another folder")
+    if not 0 <= state["step"] <= schedule.steps:
+        raise CoopError(f"'{path}' is at step {state['step']} of {schedule.steps}: it is damaged, delete it")
     try:
         model.load_state_dict(state["model"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise CoopError(f"'{path}' is of another architecture: train it on, or train into another folder") from error
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
+    try:
+        moments = state["optimizer"]["state"]
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            for name in ("exp_avg", "exp_avg_sq") if moments else ():
+                if optimizer.state[parameter][name].shape != parameter.shape:
+                    raise ValueError(name)
+        if scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CoopError(f"'{path}' has no usable state of the optimiser: it is damaged, delete it") from error
     return int(state["step"])
+
+
+def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """Return what `_save` wrote; nothing in the file is executed. Raises CoopError for any other file."""
+    kinds = {"step": int, "schedule": dict, "model": dict, "optimizer": dict, "scaler": dict}
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged or hostile file makes the reader raise
+        reason = " ".join(str(error).split())[:120]
+        raise CoopError(
+            f"'{path}' is no checkpoint of tensors and numbers ({reason}): delete it to start again"
+        ) from error
+    if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
+        raise CoopError(f"'{path}' is no checkpoint of this training: delete it to start again")
+    return state
