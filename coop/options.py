@@ -5,12 +5,15 @@ No torch here: studies, tables and reports read options without loading it. A me
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Literal, TypeVar
 
-from coop.errors import CoopError, unknown
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from coop.errors import CoopError, first_line, unknown
 
 Tap = Literal["final", "pre_projection", "pixels"]  # image features, features before the last projection, uint8 pixels
 PLUGINS = "coop.methods"  # the entry-point group in which other packages offer methods
@@ -24,6 +27,8 @@ K = TypeVar("K", bound="TrainedCacheOptions")
 R = TypeVar("R", bound="TipAdapterOptions")
 C = TypeVar("C", bound="TcpOptions")
 S = TypeVar("S", bound="StepTraining")
+TextT = TypeVar("TextT", bound="TextOptions")
+TaskResT = TypeVar("TaskResT", bound="TaskResOptions")
 
 
 @dataclass(frozen=True)
@@ -217,18 +222,6 @@ class LinearProbeOptions(MethodOptions):
     def uses_validation(self) -> bool:
         """Whether something is left to search for."""
         return self.C is None
-
-
-@dataclass(frozen=True)
-class ClapOptions(Training):
-    """`constraint=false` leaves the zero-shot start alone (the paper's ZS-LP); the defaults are the released ones."""
-
-    epochs: int | None = 300
-    lr: float = 0.1
-    batch_size: int = 256
-    weight_decay: float = 0.0
-    constraint: bool = True
-    template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -502,6 +495,207 @@ class WaffleOptions(MethodOptions):
             raise CoopError(f"repetitions={self.repetitions}: give 1 or more")
         if self.template.count("{}") != 1:
             raise CoopError(f"template={self.template!r}: give a text with {{}} where the class name goes")
+
+
+# Linear classifiers and projections on image features: task_residual, linear, gaussian, projection
+
+GDA_COVARIANCES = ("pooled", "per_class")
+
+
+@dataclass(frozen=True)
+class TextOptions(MethodOptions):
+    """`template`: None is the dataset's own, and on ImageNet the ensemble of the released code, `imagenet_template`."""
+
+    imagenet_template: ClassVar[str] = "imagenet7"
+    template: str | None = None
+
+    def resolved(self: TextT, shots: int | str, dataset: str) -> TextT:
+        """Return the options with ImageNet's ensemble where no template is given."""
+        options = super().resolved(shots, dataset)
+        if dataset == "imagenet" and options.template is None:
+            return replace(options, template=self.imagenet_template)
+        return options
+
+
+@dataclass(frozen=True)
+class ClassWeightsOptions(TextOptions):
+    """`wise_ft`: the share of the zero-shot weights in the final ones (WiSE-FT; 0.5 as released); None: no mixing."""
+
+    wise_ft: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.wise_ft is not None and not 0 <= self.wise_ft <= 1:
+            raise CoopError(f"wise_ft={self.wise_ft}: give a share of the zero-shot weights, from 0 to 1")
+
+
+@dataclass(frozen=True)
+class TaskResOptions(ClassWeightsOptions, Training):
+    """`alpha` scales the residual. As released: alpha=1 on Flowers102 alone, and lr=2e-4 on ImageNet.
+
+    `epochs=None`: 100 up to 4 shots, 200 for more. `momentum` is Adam's beta_1; `weight_decay` is Adam's L2 term.
+    """
+
+    imagenet_template: ClassVar[str] = "imagenet8"
+    epochs: int | None = None
+    batch_size: int = 256
+    alpha: float = 0.5
+    augment: Augment = field(default_factory=lambda: Augment(views="epochs"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.alpha):
+            raise CoopError(f"alpha={self.alpha}: give a number")
+
+    def resolved(self: TaskResT, shots: int | str, dataset: str) -> TaskResT:
+        """Return the options with the released number of epochs where none is given."""
+        epochs = (100 if isinstance(shots, int) and shots <= 4 else 200) if self.epochs is None else self.epochs
+        return replace(super().resolved(shots, dataset), epochs=epochs)
+
+
+@dataclass(frozen=True)
+class ClapOptions(ClassWeightsOptions, Training):
+    """`constraint=false` leaves the zero-shot start alone (the paper's ZS-LP); the defaults are the released ones."""
+
+    imagenet_template: ClassVar[str] = "imagenet8"
+    epochs: int | None = 300
+    lr: float = 0.1
+    batch_size: int = 256
+    weight_decay: float = 0.0
+    constraint: bool = True
+    augment: Augment = field(default_factory=lambda: Augment(views=20))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.augment.views == "epochs":
+            raise CoopError("method=clap draws from all views of all images: give augment.views a number")
+
+
+@dataclass(frozen=True)
+class LpPlusPlusOptions(ClassWeightsOptions):
+    """`steps` full-batch steps; alpha moves at every `alpha_every`-th. The learning rates follow from the data."""
+
+    steps: int = 300
+    momentum: float = 0.9
+    alpha_every: int = 10
+    augment: Augment = field(default_factory=lambda: Augment(views=1, scale=0.5))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "steps", "alpha_every")
+        if not 0 <= self.momentum < 1:
+            raise CoopError(f"momentum={self.momentum}: give a number from 0 to below 1")
+        if self.augment.views not in (0, 1):
+            raise CoopError(f"augment.views={self.augment.views}: method=lp_plus_plus reads one view, give 0 or 1")
+
+    @property
+    def uses_validation(self) -> bool:
+        """The step is chosen."""
+        return True
+
+
+@dataclass(frozen=True)
+class CrossModalOptions(ClassWeightsOptions):
+    """`lr`, `weight_decay`, `batch_size`: None to choose on validation from the released grid.
+
+    `texts=false` trains on images alone (the paper's uni-modal linear probe).
+    """
+
+    lr: float | None = None
+    weight_decay: float | None = None
+    batch_size: int | None = None
+    steps: int = 12800
+    warmup_steps: int = 50
+    warmup_lr: float = 1e-5
+    eval_every: int = 100
+    texts: bool = True
+    augment: Augment = field(default_factory=lambda: Augment(views="mirror"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "steps", "eval_every", "batch_size")
+        check_not_negative(self, "lr", "weight_decay", "warmup_steps", "warmup_lr")
+        if self.texts and self.batch_size is not None and self.batch_size % 2:
+            raise CoopError(f"batch_size={self.batch_size}: half of a batch is texts, give an even number")
+
+    @property
+    def uses_validation(self) -> bool:
+        """The step is chosen, and what is None."""
+        return True
+
+
+@dataclass(frozen=True)
+class GdaOptions(TextOptions):
+    """`alpha`: the weight of the Gaussian logits; None to choose it on validation.
+
+    `covariance`: `pooled`, with shrinkage (the released few-shot code), or `per_class`, the mean of the classes' own,
+    without (the released base-to-new code). As released, ImageNet's crops have augment.scale=0.08.
+    """
+
+    covariance: str = "pooled"
+    alpha: float | None = None
+    augment: Augment = field(default_factory=lambda: Augment(views=10, scale=0.5))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self, "alpha")
+        if self.covariance not in GDA_COVARIANCES:
+            raise unknown("covariance", self.covariance, GDA_COVARIANCES)
+        if self.augment.views == "epochs":
+            raise CoopError("method=gda has no epochs: give augment.views a number")
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether alpha is left to choose."""
+        return self.alpha is None
+
+
+@dataclass(frozen=True)
+class LinearAdapterOptions(TextOptions):
+    """`lr`, `penalty` (the paper's lambda): None to search for it on validation.
+
+    Without validation images None is lr=1e-5 and penalty=1/shots.
+    """
+
+    lr: float | None = None
+    penalty: float | None = None
+    steps: int = 300
+    augment: Augment = field(default_factory=lambda: Augment(views=300, scale=0.5))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "steps")
+        check_not_negative(self, "lr", "penalty")
+        if self.augment.views == "epochs":
+            raise CoopError("each step of this method reads one view of all images: give augment.views a number")
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether something is left to search for."""
+        return self.lr is None or self.penalty is None
+
+
+@dataclass(frozen=True)
+class ProLipOptions(LinearAdapterOptions):
+    """As `LinearAdapterOptions`, for the projection itself."""
+
+    reads: ClassVar[Tap] = "pre_projection"
+
+
+def check_counts(options: MethodOptions, *names: str) -> None:
+    """Raise CoopError unless these options are whole numbers from 1 on, or None."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise CoopError(f"{name}={value}: give 1 or more")
+
+
+def check_not_negative(options: MethodOptions, *names: str) -> None:
+    """Raise CoopError unless these options are finite numbers from 0 on, or None."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise CoopError(f"{name}={value}: give 0 or more")
 
 
 # Methods that train inside the towers (coop/methods: deep_prompts, tcp, lora, layer_norm, multimodal). A block is
@@ -811,6 +1005,12 @@ BUILT_IN: dict[str, type[MethodOptions]] = {
     "waffle": WaffleOptions,
     "linear_probe": LinearProbeOptions,
     "clap": ClapOptions,
+    "taskres": TaskResOptions,
+    "lp_plus_plus": LpPlusPlusOptions,
+    "cross_modal": CrossModalOptions,
+    "gda": GdaOptions,
+    "prolip": ProLipOptions,
+    "linear_adapter": LinearAdapterOptions,
     "coop": CoOpOptions,
     "cocoop": CoCoOpOptions,
     "kgcoop": KgCoOpOptions,
@@ -879,3 +1079,39 @@ def plugin(name: str) -> Any:
             "that extend coop.options.MethodOptions"
         )
     return method
+
+
+AnyType = TypeVar("AnyType")
+_parsed: dict[tuple[type, str], Any] = {}  # the runs of a sweep share few different options
+
+
+def from_mapping(kind: type[AnyType], values: Mapping[str, Any], where: str = "") -> AnyType:
+    """Return a (frozen) dataclass of `kind` from plain values, converted and checked by its annotations.
+
+    Raises CoopError with the key, after `where`, for an unknown key and for a value of a wrong type.
+    """
+    known = (kind, repr(sorted(values.items(), key=lambda item: str(item[0]))))
+    if known not in _parsed:
+        try:
+            _parsed[known] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(values)))
+        except OmegaConfBaseException as error:
+            key = ".".join(part for part in (where, str(getattr(error, "full_key", "") or "")) if part)
+            raise CoopError(f"{key}: {first_line(error)}" if key else first_line(error)) from error
+    parsed: AnyType = _parsed[known]
+    return parsed
+
+
+def method_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:
+    """Return a method's options from those of `values` that it has; keys may be nested or dotted (augment.views).
+
+    Raises CoopError for a value of a wrong type or out of range.
+    """
+    names = {f.name for f in fields(kind)}
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        head, _, rest = key.partition(".")
+        if head in names and rest:
+            nested[head] = {**nested.get(head, {}), rest: value}
+        elif head in names:
+            nested[head] = value
+    return from_mapping(kind, nested)

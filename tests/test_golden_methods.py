@@ -123,7 +123,7 @@ def test_tip_adapter_f(golden: Path, tiny: Backbone, monkeypatch: pytest.MonkeyP
         key_views=case["views"],
         train_alpha=case["alpha"],
         train_beta=case["beta"],
-        search_scale=case["search_scale"],
+        search_scale=[float(end) for end in case["search_scale"]],
         search_step=case["search_step"],
     )
     train_views = record["features"][case["views"] :]
@@ -179,7 +179,7 @@ def test_ape(golden: Path, tiny: Backbone, tmp_path: Path, monkeypatch: pytest.M
     assert torch.equal(ape.channels, record["indices"])
     close(ape.divergence, record["divergence"])
     close(ape.logits(record["test_features"]), record["logits"])
-    grid = {"search_scale": case["search_scale"], "search_step": case["search_step"]}
+    grid = {"search_scale": [float(end) for end in case["search_scale"]], "search_step": case["search_step"]}
     searched = Ape(backbone, classes, ApeOptions(**kept, **weights, **grid))
     notes = searched.fit(cache, labelled(record, "val"))
     assert [notes[name] for name in ("alpha", "beta", "gamma")] == pytest.approx(

@@ -29,7 +29,7 @@ class Gda(PerClassMethod):
     (`covariance=pooled`, the few-shot code), or the pinv of the mean of the classes' own covariances
     (`covariance=per_class`, the base-to-new code). alpha is the first best of `ALPHAS` on validation.
     A new class takes the 64 base features nearest to its text u for its images: mu = (their sum + 16 u) / 80, their
-    covariance centred at u, as released, shrunk as above, and averaged over the new classes; alpha is the base classes'.
+    covariance centred at u, as released, shrunk as above, averaged over the new classes; alpha is the base classes'.
     Departures from the released code: fewer than 64 base features all count, where it fails; exp(logit scale) where it
     has 100, the same for OpenAI's weights; a class without images has mu = 0; alpha is never chosen on test images.
     """

@@ -47,7 +47,7 @@ class LinearProbe(PerClassMethod):
 
     def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Fit the regression, choosing C on `val`."""
-        x, y = train.test_view.cpu().numpy(), train.labels.cpu().numpy()
+        x, y = train.test_view[:].cpu().numpy(), train.labels.cpu().numpy()
         if len(np.unique(y)) < 2:
             raise CoopError("method=linear_probe needs training images of at least 2 classes")
         probes = _Probes(x, y, self.options)
@@ -62,7 +62,7 @@ class LinearProbe(PerClassMethod):
         return {"C": 10.0**power, **notes}
 
     def _search(self, probes: "_Probes", val: Samples) -> tuple[float, float]:
-        x, y = val.test_view.cpu().numpy(), val.labels.cpu().numpy()
+        x, y = val.test_view[:].cpu().numpy(), val.labels.cpu().numpy()
         with progress_display() as display:
             task = display.add_task("searching C", total=len(GRID) + BISECTIONS + 1)
 
@@ -215,7 +215,7 @@ class LpPlusPlus(ClassWeightsMethod):
     def after_step(self, step: int) -> None:
         """Move alpha after every `alpha_every`-th step."""
         if (step + 1) % self.options.alpha_every == 0 and self.alpha.grad is not None:
-            self.alpha -= self.lr_alpha * self.alpha.grad
+            self.alpha.sub_(self.lr_alpha * self.alpha.grad)
 
     def after_epoch(self, epoch: int, val: Samples) -> None:
         """Keep the parameters that are best on validation."""

@@ -26,10 +26,10 @@ class FeatureMap(TrainedMethod):
     """logits = exp(logit scale) * cos(x, t_c), x a linear map A of what is read; loss = CE + lambda |A - A_0|_F^2.
 
     Each of `steps` steps sees one stored view of all images: views 1, 2, ..., V - 1, 0, 1, ..., as released. Adam with
-    eps = 1e-4, cosine by step to 0. With validation images, lr and lambda (`penalty`) that are not given are the first
-    best of the grid `LRS` x `PENALTIES`, lr the outer loop, and a fresh start is trained with them; as released, as many
-    images as there are shots choose (validation=shots). Without, lr = 1e-5 and lambda = 1 / shots, the shots being the
-    largest number of images of a class. A moves to any classes.
+    eps = 1e-4, cosine by step to 0. With validation images (as released, as many as shots: validation=shots), lr and
+    lambda (`penalty`) that are not given are the first best of the grid `LRS` x `PENALTIES`, lr the outer loop, and a
+    fresh start is trained with them. Without, lr = 1e-5 and lambda = 1 / shots, the shots being the largest number of
+    images of a class. A moves to any classes.
     Departures from the released code: float32 where it trains in float16; exp(logit scale) where it has 100, the same
     for OpenAI's weights.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.io import track
-from coop.methods.base import Classes, CosineClassifier, load_parameters
+from coop.methods.base import Classes, CosineClassifier, Method, load_parameters
 from coop.methods.coop import CoOp
 from coop.options import PromptEnsembleOptions
 

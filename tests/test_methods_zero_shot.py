@@ -1,0 +1,53 @@
+"""Zero-shot CLIP and WaffleCLIP against whole prompts through open_clip's text tower."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from coop.clip.backbone import Backbone
+from coop.errors import CoopError
+from coop.methods.base import Classes
+from coop.methods.zero_shot import Waffle, ZeroShot, descriptors
+from coop.options import WaffleOptions, ZeroShotOptions
+from tests.methods_plain import CLASSES, NAMES, encode, hand_written, sample
+
+
+def test_zero_shot(tiny_backbone: Backbone) -> None:
+    f = sample(tiny_backbone, shots=2).test_view
+    expected = tiny_backbone.logit_scale * F.normalize(f, dim=1) @ hand_written(tiny_backbone, "my {}!").T
+    method = ZeroShot(tiny_backbone, CLASSES, ZeroShotOptions("my {}!"))
+    torch.testing.assert_close(method.logits(f), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_waffle_is_the_mean_of_its_prompts_cosines(tiny_backbone: Backbone) -> None:
+    method = Waffle(tiny_backbone, CLASSES, WaffleOptions(repetitions=3))
+    assert len(set(method.descriptors)) == 6
+    f = F.normalize(sample(tiny_backbone, shots=2).test_view, dim=1)
+    names = [name.replace("_", " ") for name in NAMES]
+    cosines = [
+        f @ F.normalize(encode(tiny_backbone, [f"A photo of a {name}, which has {text}." for name in names]), dim=1).T
+        for text in method.descriptors
+    ]
+    expected = tiny_backbone.logit_scale * torch.stack(cosines).mean(dim=0)
+    torch.testing.assert_close(method.logits(f), expected, rtol=1e-4, atol=1e-4)
+    moved = method.for_classes(Classes(("river", "abbey"))).logits(f)
+    torch.testing.assert_close(moved[:, 1], expected[:, NAMES.index("abbey")], rtol=1e-4, atol=1e-4)
+
+
+def test_descriptors_are_random_words_and_characters_of_the_names_size() -> None:
+    names = ("forest", "annual crop land", "great white shark", "yin_yang")  # 9 words; longest 6, 6, 5, 4
+    found = descriptors(names, 20, seed=3)
+    assert found == descriptors(names, 20, seed=3) != descriptors(names, 20, seed=4)
+    assert len(found) == 40 and len(set(found)) == 40
+    words, characters = found[::2], found[1::2]
+    assert all(re.fullmatch(r"[a-z]{4} [a-z]{4}", text) for text in words)
+    assert all(re.fullmatch(r"[a-z0-9]{3}, [a-z0-9]{3}", text) for text in characters)
+
+
+def test_refusals(tiny_backbone: Backbone) -> None:
+    with pytest.raises(CoopError, match="repetitions=0"):
+        WaffleOptions(repetitions=0)
+    with pytest.raises(CoopError, match="template"):
+        WaffleOptions(template="a photo.")
