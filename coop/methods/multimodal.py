@@ -1,5 +1,6 @@
 """Both towers changed by what they share: MMA (Yang et al., CVPR 2024) and MMRL (Guo and Gu, CVPR 2025)."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -208,8 +209,9 @@ class MMRL(TowerMethod):
 
     def for_classes(self, classes: Classes) -> "MMRL":
         """Return the same tokens for other classes, with the mixture for those that were trained."""
-        method = self.moved(classes)
-        assert isinstance(method, MMRL)
+        fixed = replace(self.options, setting="fixed", token_width=self.tokens.shape[1], reg_weight=self.weight)
+        method = MMRL(self.backbone, classes, fixed, self.seed)
+        method.load_state(self.state())
         method.trained_names = self.trained_names
         return method
 

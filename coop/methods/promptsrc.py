@@ -1,5 +1,6 @@
 """PromptSRC: prompts in both towers that are held near the frozen model (Khattak et al., ICCV 2023)."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from coop.clip.backbone import Backbone
-from coop.clip.prompts import IMAGENET_80
+from coop.clip.prompts import IMAGENET_80, readable_name
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.methods.base import Classes
@@ -71,8 +72,9 @@ class PromptSRC(Ivlp):
     def teacher_text(self) -> Float[Tensor, "c e"]:
         """Return t*, normalised."""
         if self._teacher is None:
-            encode, names = self.backbone.encode_template, self.classes.names
-            self._teacher = F.normalize(torch.stack([encode(t, names) for t in TEACHER_TEMPLATES]).mean(dim=0), dim=-1)
+            names = [readable_name(name) for name in self.classes.names]
+            encoded = self.backbone.encode_texts([t.format(name) for t in TEACHER_TEMPLATES for name in names])
+            self._teacher = F.normalize(encoded.view(len(TEACHER_TEMPLATES), len(names), -1).mean(dim=0), dim=-1)
         return self._teacher
 
     def terms(self, inputs: Shaped[Tensor, "b *row"], labels: Int[Tensor, " b"]) -> dict[str, Float[Tensor, ""]]:
@@ -107,3 +109,9 @@ class PromptSRC(Ivlp):
         if self.options.average != "none" and self._sums:
             self.load_state(self._sums)
         return result
+
+    def for_classes(self, classes: Classes) -> "PromptSRC":
+        """Return the same prompts for other classes, of any dataset."""
+        method = PromptSRC(self.backbone, classes, replace(self.options, average="none"), self.seed)
+        method.load_state(self.state())
+        return method

@@ -189,9 +189,7 @@ class TowerMethod(TrainedMethod):
 
     def for_classes(self, classes: Classes) -> "TowerMethod":
         """Return the same changes of the towers before other classes."""
-        method = self.moved(classes)
-        assert isinstance(method, TowerMethod)
-        return method
+        return self.moved(classes)
 
     def template_encoder(self, classes: Classes, template: str | None, **options: Any) -> DeepPromptEncoder:
         """Return the encoder of one hand-written template. Raises CoopError for an ensemble of templates."""
