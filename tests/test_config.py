@@ -121,7 +121,7 @@ LONG = "n" * 300
         ("dataset@x=dtd", "dataset"),
         ("dataset.templte=x", "template"),
         ("augment.view=3", "augment.view"),
-        ("augment=3", "augment.views"),
+        ("augment=3", "Augment"),
         ("lr=abc", "lr"),
         ("lr=", "lr"),
         ("shots=0", "shots=0"),
