@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
 
-from coop.clip.encode import PromptEncoder
+from coop.clip.encode import TextEncoder
+from coop.clip.encode_full import prompt_encoder
 from coop.clip.folding import folded_tower
 from coop.clip.lit_lite import lit_lite_files
 from coop.clip.prompts import Row, Tokenizer, Vocabulary, learned_rows, readable_name, template_rows, text_rows
@@ -220,9 +221,9 @@ class Backbone:
         height, width = self.preprocess(Image.new("RGB", (8, 8))).shape[-2:]
         return height, width
 
-    def prompt_encoder(self, rows: Sequence[Row]) -> PromptEncoder:
+    def prompt_encoder(self, rows: Sequence[Row]) -> TextEncoder:
         """Return the class features of prompts as a function of their context."""
-        return PromptEncoder(self.tower, rows, self.vocabulary.pad)
+        return prompt_encoder(self.tower, rows, self.vocabulary.pad)
 
     def learned_rows(
         self, class_names: Sequence[str], n_ctx: int, ctx_position: str, class_specific: bool
