@@ -529,31 +529,12 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _dataset_spec(args: argparse.Namespace) -> "DatasetSpec":
-    """Return the description that the arguments name, with their overrides; texts are taken as the shell passes them.
+    """Return the description that the arguments name, with their overrides, which are read as `coop run` reads them."""
+    from coop.config import described
+    from coop.runs.grid import single
 
-    `dataset.template=a photo of a {}, a bird.` needs no quotes of Hydra's grammar; a pair of quotes around it is taken
-    off. Numbers, lists and mappings are YAML.
-    """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError, safe_load
-
-    from coop.data import DatasetSpec, load_description
-
-    values: dict[str, Any] = {}
-    for word in args.dataset_words:
-        key, _, text = word.removeprefix("dataset.").partition("=")
-        field = DatasetSpec.__dataclass_fields__.get(key)
-        if field and field.type in (str, str | None):
-            quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-            values[key] = text[1:-1] if quoted else None if text in ("null", "") else text
-            continue
-        try:
-            value = safe_load(text)
-        except YAMLError as error:
-            raise CoopError(f"{word[:100]!r} cannot be read: give a value, a [list] or a {{key: value}}") from error
-        OmegaConf.update(config := OmegaConf.create(values), key, value)
-        values = OmegaConf.to_container(config)  # type: ignore[assignment]
-    return load_description(args.name, **values)
+    values = single(args.dataset_words)
+    return described(args.name, {key.removeprefix("dataset."): value for key, value in values.items()})
 
 
 def _data_list(args: argparse.Namespace) -> int:
