@@ -281,19 +281,16 @@ def _list(root: Path, below: str, folders: Sequence[str]) -> tuple[bytes, np.nda
 
 def _image_names(folder: Path) -> list[str]:
     """Return the images in a folder and in folders inside it, sorted; links to folders inside are not followed."""
-
-    def refused(error: OSError) -> None:
-        raise error
-
-    names = []
     try:
-        for place, inside, files in os.walk(folder, onerror=refused):
-            inside[:] = [name for name in inside if name[0] != "." and name not in JUNK]
-            prefix = "" if place == str(folder) else f"{os.path.relpath(place, folder)}/"
-            names += [prefix + name for name in files if name.lower().endswith(SUFFIXES) and name[0] != "."]
+        names = os.listdir(folder)
     except OSError as error:
-        raise CoopError(f"cannot list {error.filename or folder}: {error.strerror}") from error
-    return sorted(names)
+        raise CoopError(f"cannot list {folder}: {error.strerror}") from error
+    found = [name for name in names if name.lower().endswith(SUFFIXES) and name[0] != "."]
+    for name in set(names).difference(found, JUNK):
+        inside = folder / name
+        if name[0] != "." and inside.is_dir() and not inside.is_symlink():
+            found += [f"{name}/{image}" for image in _image_names(inside)]
+    return sorted(found)
 
 
 def _load_listing(kept: Path, stamps: np.ndarray) -> tuple[bytes, np.ndarray] | None:
