@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import coop
 from coop.errors import CoopError, first_line
+from coop.machine import prepare_process
 
 if TYPE_CHECKING:
     from coop.data import DatasetSpec
@@ -25,6 +26,7 @@ FLAGS = ("--debug", "--verbose")  # may stand anywhere
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, 1 where runs failed or the system refused, 2 for a user's mistake."""
+    prepare_process()  # before torch is imported
     words = list(sys.argv[1:] if arguments is None else arguments)
     flags = {word for word in words if word in FLAGS}
     try:
@@ -170,10 +172,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.cfg:
         print("---\n".join(map(config_text, configs)), end="")
         return 0
-    from coop.machine import keep_freed_memory
     from coop.runs.workers import launcher_of, run_one, run_sweep
 
-    keep_freed_memory()
     if unused:
         _say(unused)
     if args.multirun:
