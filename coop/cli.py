@@ -582,12 +582,14 @@ def _data_check(args: argparse.Namespace) -> int:
 def _data_prepare(args: argparse.Namespace) -> int:
     """Fetch a dataset as far as possible; 1 if something is left to do."""
     from coop.data.prepare import prepare
+    from coop.data.spec import prepare_command
 
     spec = _dataset_spec(args)
-    if not spec.directory:
+    if not spec.directory and spec.reader != "hub":
         raise CoopError(f"dataset '{spec.name}' is your own: there is nothing to fetch")
     done = prepare(spec, args.data_root, print)
-    print(f"ready: 'coop data check {spec.name}' counts it" if done else "not complete yet")
+    check = prepare_command(spec).replace("prepare", "check", 1)
+    print(f"ready: '{check}' counts it" if done else "not complete yet")
     return 0 if done else 1
 
 
