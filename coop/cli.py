@@ -1,41 +1,77 @@
 """The command line: `coop demo | run | study | table | words | report | predict | import | data`."""
 
 import argparse
+import logging
 import os
 import sys
+import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import coop
-from coop.errors import CoopError
+from coop.errors import CoopError, first_line
+from coop.machine import prepare_process
 
 if TYPE_CHECKING:
     from coop.data import DatasetSpec
     from coop.learned import Prediction
+    from coop.runs.study import PlannedRun
 
 Handler = Callable[[argparse.Namespace], int]
+FLAGS = ("--debug", "--verbose")  # may stand anywhere
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code: 0, 1 where runs failed, 2 for a user's mistake."""
-    args = _parsed(_parser(), arguments)
+    """Run one command; return its exit code: 0, 1 where runs failed or the system refused, 2 for a user's mistake."""
+    prepare_process()  # before torch is imported
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    flags = {word for word in words if word in FLAGS}
     try:
-        with warnings.catch_warnings():
-            if not sys.warnoptions:
-                warnings.simplefilter("ignore")  # the libraries' advice to programmers
-            code: int = args.run(args)
-            return code
+        _set_up_logging("--verbose" in flags)
+        args = _parsed(_parser(), [word for word in words if word not in FLAGS])
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
     except CoopError as error:
-        print(f"coop: {error}", file=sys.stderr)
-        return 2
+        code, text = 2, str(error)
     except KeyboardInterrupt:
-        print("coop: interrupted; finished runs are kept, and the same command goes on with the rest", file=sys.stderr)
-        return 130
+        code, text = 130, "interrupted; finished runs are kept, and the same command goes on with the rest"
     except BrokenPipeError:  # `coop table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        code, text = 1, _refusal(error)
+    except MemoryError:
+        code, text = 1, "there is not enough memory"
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+            raise
+        code, text = 1, f"there is not enough memory on the GPU: {first_line(error)}"
+    if "--debug" in flags:
+        traceback.print_exc()
+    print(f"coop: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _refusal(error: OSError) -> str:
+    """Return in one sentence what the system refused: no room, no permission, no such file."""
+    places = [str(place) for place in (error.filename, error.filename2) if place is not None]
+    return f"{error.strerror or first_line(error)}{': ' if places else ''}{' -> '.join(places)}"
+
+
+def _set_up_logging(verbose: bool) -> None:
+    """Log to standard error: our own warnings; with `verbose` everything, libraries' warnings among it."""
+    logging.captureWarnings(True)
+    if not sys.warnoptions:
+        warnings.simplefilter("default" if verbose else "ignore")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    if not verbose:
+        handler.addFilter(lambda record: record.name.startswith("coop") and record.levelno >= logging.WARNING)
+    logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING, force=True)
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -51,6 +87,8 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="coop", description=coop.__doc__.splitlines()[0] if coop.__doc__ else "")
     parser.add_argument("--version", action="version", version=f"coop-clip {coop.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error; anywhere in the command")
+    parser.add_argument("--verbose", action="store_true", help="show what libraries log; anywhere in the command")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_run(commands)
@@ -79,27 +117,73 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from coop.demo import demo
+    from coop.runs.store import stored_runs
+    from coop.runs.study import load_study, match_runs, planned_runs
 
-    return demo(args.results)
+    print("Fashion-MNIST (10 kinds of clothing, 1,000 test images) with lit_lite, a small CLIP: zero-shot against")
+    print("CoOp, 16 learned context vectors, three few-shot samples each\n", flush=True)
+    place = f"results={args.results}"
+    if code := main(["run", "-m", "+experiment=demo", place]):
+        return code
+    main(["table", str(args.results), "--rows", "dataset,method,template", "--columns", "shots"])
+    best = planned_runs(load_study("demo"), [place, "method=coop", "shots=16", "seed=1"])
+    (found,) = match_runs(best, stored_runs(args.results))
+    assert found is not None
+    print(f"\nThe words nearest to the 16 context vectors learned from 16 shots ({found.folder}):\n", flush=True)
+    main(["words", str(found.folder), "--top", "4", "--whole-words"])
+    return main(["report", "demo", place, "--output", str(args.results / "report")])
 
 
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = _command(commands, "run", "one run, or with -m a sweep over all values given with commas", _run)
     command.add_argument("-m", "--multirun", action="store_true", help="run the grid; what is done already is skipped")
     command.add_argument("--cfg", action="store_true", help="print the configuration instead of running it")
+    command.add_argument("--help-keys", action="store_true", help="print what each key means, and its default")
     command.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="e.g. dataset=eurosat shots=1,2,4 (Hydra); with -m, +experiment=NAME runs a study (coop study lists them)",
+        help="e.g. dataset=eurosat shots=1,2,4; with -m, +experiment=NAME runs a study (coop study lists them)",
     )
 
 
 def _run(args: argparse.Namespace) -> int:
-    from coop.runs.command import run_command
+    from coop.config import config_text, key_help, run_config
+    from coop.runs.grid import single, split_launch_words, sweep
+    from coop.runs.study import load_study, planned_runs, split_experiment
 
-    return run_command(args.overrides, args.multirun, args.cfg)
+    if args.help_keys:
+        print(key_help(), end="")
+        return 0
+    launch_words, words = split_launch_words(args.overrides)
+    study, words = split_experiment(words)
+    if study and not args.multirun:
+        raise CoopError(f"+experiment={study} is a sweep of many runs: coop run -m +experiment={study}")
+    if launch_words and not args.multirun:
+        raise CoopError(f"{launch_words[0]} is for sweeps: coop run -m ...")
+    unused = ""
+    if study:
+        configs = [run.config for run in planned_runs(load_study(study), words)]
+    elif args.multirun:
+        jobs, unused = sweep(words)
+        configs = [run_config(job) for job in jobs]
+    else:
+        configs = [run_config(single(words))]
+    if args.cfg:
+        print("---\n".join(map(config_text, configs)), end="")
+        return 0
+    from coop.runs.workers import launcher_of, run_one, run_sweep
+
+    if unused:
+        _say(unused)
+    if args.multirun:
+        return run_sweep(configs, launcher_of(launch_words), _say)
+    run_one(configs[0], _say)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -110,9 +194,107 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _study(args: argparse.Namespace) -> int:
-    from coop.runs.status import study_command
+    from coop.runs.study import command_of, load_study, planned_runs, split_experiment, study_names
 
-    return study_command(args.name, args.overrides, args.status)
+    if args.name is None:
+        if args.status:
+            raise CoopError("--status needs a study's name: coop study NAME --status (coop study lists them)")
+        studies = [load_study(name) for name in study_names()]
+        rows = [[s.name, s.title, s.reproduces, str(s.size())] for s in studies]
+        _print_table(["study", "title", "reproduces", "runs"], rows)
+        print("coop study NAME says more; coop run -m +experiment=NAME runs it; coop report NAME shows it")
+        return 0
+    study = load_study(args.name)
+    named, words = split_experiment(args.overrides)
+    if named:
+        raise CoopError(f"+experiment={named}: the study is named already, {args.name}")
+    planned = planned_runs(study, words)
+    if args.status:
+        return _status(planned, command_of(study.name, words))
+    print(f"{study.title}\nafter {study.reproduces}\n\n{textwrap.fill(study.about, 100)}")
+    labels = [run.label for run in planned]
+    _print_table(["series", "runs"], [[label, str(labels.count(label))] for label in dict.fromkeys(labels)])
+    different = len({run.key for run in planned})
+    shared = f", {different} of them different" if different < len(planned) else ""
+    print(f"{len(planned)} runs{shared}: {command_of(study.name, words)}")
+    return 0
+
+
+def _status(planned: "Sequence[PlannedRun]", command: str) -> int:
+    """Print what is done, missing, failed and damaged of a study's runs, and the time that is left."""
+    from coop.runs.protocol import missing_data
+    from coop.runs.store import stored_runs
+    from coop.runs.study import match_runs, time_left
+
+    results = planned[0].config.results
+    stored = stored_runs(results) if results.is_dir() else []
+    states = {run.key: "missing" for run in planned}
+    found = dict(zip(states, match_runs(list({r.key: r for r in planned}.values()), stored), strict=True))
+    states |= {key: run.state for key, run in found.items() if run}
+    several = len({run.key.backbone for run in planned}) > 1
+    counts: dict[tuple[str, ...], list[str]] = {}
+    for run in planned:
+        place = (run.label, run.key.dataset, *([run.key.backbone] if several else []))
+        counts.setdefault(place, []).append(states[run.key])
+    kinds = ("done", "missing", "failed")
+    head = ["series", "dataset", *(["backbone"] if several else []), *kinds]
+    _print_table(head, [[*place, *(str(of.count(kind) or "-") for kind in kinds)] for place, of in counts.items()])
+    failures: dict[str, list[Path]] = {}
+    for stored_run in found.values():
+        if stored_run and stored_run.state == "failed":
+            failures.setdefault(str(stored_run.error).split("\n", 1)[0], []).append(stored_run.folder)
+    for error, folders in failures.items():
+        print(f"failed: {error}", *(f"  in {folder}" for folder in folders[:SHOWN]), sep="\n")
+        if len(folders) > SHOWN:
+            print(f"  and {len(folders) - SHOWN} more")
+    for damaged in (run for run in stored if run.state == "damaged"):
+        print(f"damaged: {damaged.folder}: {damaged.error}")
+    todo = {run.key: run.config for run in planned if states[run.key] != "done"}
+    for name, (count, reason) in missing_data(todo.values()).items():
+        print(f"no data for {_counted(count)} on {name}: {reason}")
+    totals = ", ".join(f"{list(states.values()).count(kind)} {kind}" for kind in kinds)
+    print(f"{totals}, of {_counted(len(states))} in {results}")
+    done = {key: sum(run.seconds.values()) for key, run in found.items() if run and run.state == "done"}
+    left = time_left((key, done.get(key)) for key in states)
+    unknown = f"no estimate for {_counted(left.unknown)}, of whose kind none is finished"
+    known = f"about {_duration(left.seconds)} for {_counted(left.estimated)}, one after the other"
+    parts = [text for text, count in ((known, left.estimated), (unknown, left.unknown)) if count]
+    print(f"time left: {'; '.join(parts)}" if parts else "nothing is left to do")
+    if todo:
+        print(f"the rest: {command}")
+    return 0
+
+
+SHOWN = 20  # failures that are listed
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds, minutes or hours: `1.5 hours`."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= (length if unit == "hours" else 1.5 * length):
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _counted(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table for people: numbers to the right, as wide as the terminal where there is one."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        number = column in ("runs", "done", "missing", "failed")
+        table.add_column(column, justify="right" if number else "left", no_wrap=column not in ("title", "reproduces"))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    (console if console.is_terminal else Console(highlight=False, width=120)).print(table)
 
 
 def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -347,31 +529,12 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _dataset_spec(args: argparse.Namespace) -> "DatasetSpec":
-    """Return the description that the arguments name, with their overrides; texts are taken as the shell passes them.
+    """Return the description that the arguments name, with their overrides, which are read as `coop run` reads them."""
+    from coop.config import described
+    from coop.runs.grid import single
 
-    `dataset.template=a photo of a {}, a bird.` needs no quotes of Hydra's grammar; a pair of quotes around it is taken
-    off. Numbers, lists and mappings are YAML.
-    """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError, safe_load
-
-    from coop.data import DatasetSpec, load_description
-
-    values: dict[str, Any] = {}
-    for word in args.dataset_words:
-        key, _, text = word.removeprefix("dataset.").partition("=")
-        field = DatasetSpec.__dataclass_fields__.get(key)
-        if field and field.type in (str, str | None):
-            quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-            values[key] = text[1:-1] if quoted else None if text in ("null", "") else text
-            continue
-        try:
-            value = safe_load(text)
-        except YAMLError as error:
-            raise CoopError(f"{word[:100]!r} cannot be read: give a value, a [list] or a {{key: value}}") from error
-        OmegaConf.update(config := OmegaConf.create(values), key, value)
-        values = OmegaConf.to_container(config)  # type: ignore[assignment]
-    return load_description(args.name, **values)
+    values = single(args.dataset_words)
+    return described(args.name, {key.removeprefix("dataset."): value for key, value in values.items()})
 
 
 def _data_list(args: argparse.Namespace) -> int:

@@ -1,7 +1,9 @@
-"""The one kind of error that a user can cause, and how it speaks."""
+"""The one kind of error that a user can cause."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+LONGEST = 300  # characters of a value or a library's message that an error shows
 
 
 class CoopError(Exception):
@@ -18,3 +20,9 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> CoopError:
     close = get_close_matches(name, choices, n=1, cutoff=0.6)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return CoopError(f"unknown {kind} '{name}': {hint}Known: {', '.join(choices)}")
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of a library says, on one line and not longer than an error may be."""
+    text = " ".join(str(error).strip().split("\n", 1)[0].split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

@@ -21,7 +21,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from coop.clip.backbone import PRECISIONS, Backbone, load_backbone
-from coop.config import method_options
 from coop.data import open_rgb
 from coop.data.images import SUFFIXES
 from coop.errors import CoopError, unknown
@@ -30,7 +29,7 @@ from coop.methods import METHODS
 from coop.methods.base import Classes, Method
 from coop.methods.coop import CoOp, PromptLearner
 from coop.methods.prompt_ensemble import PromptEnsemble
-from coop.options import CoOpOptions, MethodOptions
+from coop.options import CoOpOptions, MethodOptions, method_options
 
 FILE = "learned.safetensors"
 FORMAT = "1"

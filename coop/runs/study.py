@@ -1,59 +1,132 @@
-"""Named studies: what each runs, what it reproduces, and which of its runs are there.
+"""Named studies: what each runs, what it reproduces, and what its report shows.
 
 A study is a file `experiments/studies/<name>.yaml`. Its `series` are grids of runs, each with the label that tables and
-curves give it; a label's {key} is filled in from a run's configuration.
+curves give it; a label's {key} is replaced by a run's value. All of a file is checked when it is read.
 """
 
+import dataclasses
 import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import pandas as pd
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from coop.errors import CoopError, unknown
-from coop.io import read_json, resource_folder
-from coop.runs.store import FAILURE, RESULT, shelf
+from coop.config import RunConfig, check_keys, run_config
+from coop.errors import CoopError, first_line, unknown
+from coop.io import resource_folder
+from coop.options import OPTIONS, from_mapping
+from coop.runs.grid import applied, combinations, parse, word
+from coop.runs.key import RunKey, flat
+from coop.runs.protocol import protocol_named
+from coop.runs.store import METRICS, StoredRun
 
 FOLDER = "experiments/studies"
-MEASURED = ("accuracy", "macro_f1", "ece", "mean_confidence", "n")
 
 
-@dataclass
+@dataclass(frozen=True)
+class Part:
+    """A part of a study's report. `where` keeps rows of these values, one or a list for each column."""
+
+    title: str | None = None
+    value: str = "accuracy"
+    where: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TablePart(Part):
+    """A table: a row for each combination of `rows`, a column for each of `columns`."""
+
+    rows: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CurvesPart(Part):
+    """A curve for each series against `x`, a panel for each value of `panel`; `average` adds one over all panels."""
+
+    x: str = "shots"
+    panel: str = "dataset"
+    average: bool = True
+
+
+@dataclass(frozen=True)
+class GainsPart(Part):
+    """Sorted bars: the differences of series `label` to series `baseline`, one for each value of `over`."""
+
+    label: str = ""
+    baseline: str = ""
+    over: str = "dataset"
+
+
+@dataclass(frozen=True)
+class WordsPart(Part):
+    """The words nearest to the context vectors that series `label` learned."""
+
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class DetailPart(Part):
+    """Series `label`, class by class, against series `baseline`: gains, examples, calibration, confusions."""
+
+    label: str = ""
+    baseline: str = ""
+
+
+KINDS: dict[str, type[Part]] = {
+    "table": TablePart,
+    "curves": CurvesPart,
+    "gains": GainsPart,
+    "words": WordsPart,
+    "detail": DetailPart,
+}
+
+
+@dataclass(frozen=True)
 class Series:
-    """A grid: every combination of the values of `grid`, which are Hydra's keys and groups."""
+    """A grid: every combination of the values of `grid`, under one label."""
 
     label: str
     grid: dict[str, Any]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Study:
-    """A study's file. `show` lists what its report has, in order (see coop/report)."""
+    """A study. `grid` is what all series share; a series' own grid wins. `show` is what the report has, in order."""
 
     name: str
     title: str
     reproduces: str  # paper, table or figure
     about: str  # what is compared and what to expect, for people
-    grid: dict[str, Any]  # what all series share; a series' own grid wins
-    series: list[Series]
-    show: list[dict[str, Any]] = field(default_factory=list)
+    grid: dict[str, Any]
+    series: tuple[Series, ...]
+    show: tuple[Part, ...]
+
+    def grid_of(self, series: Series) -> dict[str, list[Any]]:
+        """Return the values of each key of a series."""
+        return {k: v if isinstance(v, list) else [v] for k, v in (self.grid | series.grid).items()}
+
+    def size(self) -> int:
+        """Return the number of its runs, each once per label."""
+        return sum(len(applied(combinations(self.grid_of(series)))[0]) for series in self.series)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A planned run: the series that it belongs to, what identifies it without its data, and how to ask for it."""
+class PlannedRun:
+    """A run of a study: its series, its key without digests of data, the columns that it reports, how to ask for it."""
 
     label: str
-    about: Mapping[str, Any]
-    targets: tuple[str, ...]
+    key: RunKey
+    reported: tuple[str, ...]
     overrides: tuple[str, ...]
+    config: RunConfig
 
 
 def study_names() -> list[str]:
@@ -68,19 +141,53 @@ def load_study(name: str) -> Study:
     return read_study(resource_folder(FOLDER) / f"{name}.yaml")
 
 
+@dataclass
+class _Series:
+    label: str
+    grid: dict[str, Any]
+
+
+@dataclass
+class _File:
+    name: str
+    title: str
+    reproduces: str
+    about: str
+    grid: dict[str, Any]
+    series: list[_Series]
+    show: list[dict[str, Any]] = field(default_factory=list)
+
+
 def read_study(path: Path) -> Study:
     """Return the study of a file. Raises CoopError with what is wrong with it."""
     try:
-        study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Study), OmegaConf.load(path)))
+        file = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_File), OmegaConf.load(path)))
+        assert isinstance(file, _File)
+        series = tuple(Series(one.label, one.grid) for one in file.series)
+        parts = tuple(_part(part) for part in file.show)
+        study = Study(file.name, file.title, file.reproduces, file.about, file.grid, series, parts)
+        for fault in _faults(study, path.stem):
+            raise CoopError(fault)
+    except CoopError as error:
+        raise CoopError(f"{path} is not a study: {error}") from error
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError, OSError) as error:
-        raise CoopError(f"{path} is not a study: {' '.join(str(error).split())[:300]}") from error
-    assert isinstance(study, Study)
-    for fault in _faults(study, path.stem):
-        raise CoopError(f"{path} is not a study: {fault}")
+        raise CoopError(f"{path} is not a study: {first_line(error)}") from error
     return study
 
 
+def _part(keys: Mapping[str, Any]) -> Part:
+    kind = str(keys.get("kind"))
+    if kind not in KINDS:
+        raise unknown("kind in `show`", kind, KINDS)
+    names = [f.name for f in dataclasses.fields(KINDS[kind])]
+    for key in keys:
+        if key != "kind" and key not in names:
+            raise unknown(f"key of kind {kind} in `show`", key, names)
+    return from_mapping(KINDS[kind], {key: value for key, value in keys.items() if key != "kind"}, kind)
+
+
 def _faults(study: Study, stem: str) -> Iterator[str]:
+    """Yield what is wrong with a study."""
     if study.name != stem:
         yield f"its name is '{study.name}', not that of the file"
     if not study.series:
@@ -90,100 +197,173 @@ def _faults(study: Study, stem: str) -> Iterator[str]:
         yield f"two series are labelled '{label}'"
     for series in study.series:
         for key, values in (study.grid | series.grid).items():
+            check_keys([key])
             if isinstance(values, Mapping) or values == []:
                 yield f"series '{series.label}': {key} is {values}, not a value or a list of values"
+        for method in study.grid_of(series).get("method", []):
+            if method not in OPTIONS:
+                raise unknown("method", str(method), OPTIONS)
     for part in study.show:
-        if not isinstance(part.get("kind"), str):
-            yield f"a part of `show` has no kind: {part}"
+        yield from _part_faults(part, labels)
+
+
+def _part_faults(part: Part, labels: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with a part of `show`: labels of no series, columns that no run has."""
+    if part.value not in METRICS:
+        raise unknown("value in `show`", part.value, METRICS)
+    named = [getattr(part, name) for name in ("label", "baseline") if hasattr(part, name)]
+    wanted = part.where.get("label", [])
+    for label in [*named, *(wanted if isinstance(wanted, list) else [wanted])]:
+        if not any(re.fullmatch(_label_pattern(template), str(label)) for template in labels):
+            raise unknown("label in `show`", str(label), labels)
+    columns = list(part.where)
+    if isinstance(part, TablePart):
+        columns += [*part.rows, *part.columns]
+        if not part.rows or not part.columns:
+            yield "a table in `show` needs rows and columns"
+    if isinstance(part, CurvesPart):
+        columns += [part.x, part.panel]
+    if isinstance(part, GainsPart):
+        columns += [part.over]
+    for column in columns:
+        if column not in study_columns():
+            raise unknown("column in `show`", column, study_columns())
+
+
+def study_columns() -> list[str]:
+    """Return the columns that a study's rows may have: label, target, and what tells runs apart."""
+    key = [f.name for f in dataclasses.fields(RunKey) if f.name not in ("options", "targets", "data")]
+    options = {name for kind in OPTIONS.values() for name in flat(dataclasses.asdict(kind()))}
+    return ["label", "target", *key, *sorted(options)]
+
+
+def _label_pattern(label: str) -> str:
+    """Return the regular expression of the labels that a series' label becomes."""
+    return ".+".join(re.escape(text) for text in re.split(r"\{[\w.]+\}", label))
+
+
+def planned_runs(study: Study, overrides: Sequence[str] = ()) -> list[PlannedRun]:
+    """Return the runs of a study, each once per label.
+
+    A key in `overrides` takes the place of the grids' own values in every series that uses it; `method` selects from
+    the series' methods instead. Raises CoopError for an override that no series can use.
+    """
+    given = {assignment.key: list(assignment.values) for assignment in parse(overrides)}
+    wanted = given.pop("method", None)
+    jobs: list[tuple[str, dict[str, Any]]] = []
+    used: set[str] = set()
+    for series in study.series:
+        grid = study.grid_of(series)
+        methods = [m for m in grid.get("method", ["coop"]) if wanted is None or m in wanted]
+        if not methods:
+            continue
+        kept, _ = applied(combinations({**grid, **given, "method": methods}), series.grid)
+        jobs += [(series.label, job) for job in kept]
+        used.update(*kept)
+    if not jobs:
+        names = {str(m) for series in study.series for m in study.grid_of(series).get("method", ["coop"])}
+        raise unknown(f"method of study {study.name}", ",".join(map(str, wanted or ())), names)
+    for name in given:
+        if name not in used:
+            raise CoopError(f"{name}: no method of study {study.name} that is asked for uses it")
+    planned: dict[tuple[str, RunKey], PlannedRun] = {}
+    for label, job in jobs:
+        config = run_config(job)
+        if config.sample_file:
+            raise CoopError("sample_file=... belongs to one run: a study draws its samples by shots and seed")
+        key = RunKey.of(config)
+        label = _fill(label, key, study.name)
+        targets = [target.name for target in config.protocol.targets]
+        reported = protocol_named(key.protocol).reported(key.dataset, targets)
+        run = PlannedRun(label, key, reported, tuple(word(name, value) for name, value in job.items()), config)
+        planned.setdefault((label, key), run)
+    return list(planned.values())
+
+
+def _fill(label: str, key: RunKey, study: str) -> str:
+    """Return a series' label with each {key} replaced by the run's value."""
+    if "{" not in label:
+        return label
+    values = key.columns()
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise CoopError(f"study {study}: the label '{label}' asks for {match[0]}, which {key.method} lacks")
+        return str(values[match[1]])
+
+    return re.sub(r"\{([\w.]+)\}", value, label)
+
+
+def split_experiment(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the study that `+experiment=NAME` names, if there is one, and the other words."""
+    chosen = [text for text in words if re.match(r"\+{0,2}experiment=", text)]
+    names = [text.split("=", 1)[1] for text in chosen]
+    if len(names) > 1 or any("," in name for name in names):
+        raise CoopError(f"{' '.join(chosen)}: a sweep runs one study; name one, and start the others after it")
+    return (names[0] if names else None), [text for text in words if text not in chosen]
+
+
+def match_runs(planned: Sequence[PlannedRun], stored: Sequence[StoredRun]) -> list[StoredRun | None]:
+    """Return what is stored of each planned run: the newest that is done, else the failed one, else None."""
+    found: dict[RunKey, StoredRun] = {}
+    for run in stored:
+        if run.key is not None and run.state != "damaged":
+            key = run.key.planned()
+            other = found.get(key)
+            if other is None or (run.state == "done", run.finished) >= (other.state == "done", other.finished):
+                found[key] = run
+    return [found.get(run.key) for run in planned]
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """Seconds of one process for the runs that are not done, as far as they can be estimated."""
+
+    seconds: float
+    estimated: int
+    unknown: int  # runs without a finished one of their kind
+
+
+def time_left(runs: Iterable[tuple[RunKey, float | None]]) -> TimeLeft:
+    """Estimate from the seconds of runs that are done (None: not done) how long the others take.
+
+    By runs that differ in their seed alone, else scaled by shots and epochs. A run on another dataset, backbone or
+    method, or with another option, says nothing about this one.
+    """
+    runs = list(runs)
+    same: dict[str, list[float]] = {}
+    near: dict[str, list[tuple[float, float]]] = {}
+    for key, seconds in runs:
+        if seconds is not None:
+            same.setdefault(_without(key, "seed"), []).append(seconds)
+            near.setdefault(_without(key, "seed", "shots", "epochs"), []).append((_work(key), seconds))
+    times = [_estimate(key, same, near) for key, seconds in runs if seconds is None]
+    known = [seconds for seconds in times if seconds is not None]
+    return TimeLeft(float(sum(known)), len(known), len(times) - len(known))
+
+
+def _estimate(
+    key: RunKey, same: Mapping[str, list[float]], near: Mapping[str, list[tuple[float, float]]]
+) -> float | None:
+    if found := same.get(_without(key, "seed")):
+        return fmean(found)
+    work = _work(key)
+    measured = [pair for pair in near.get(_without(key, "seed", "shots", "epochs"), []) if pair[0] and work]
+    if not measured:
+        return None
+    other, seconds = min(measured, key=lambda pair: abs(pair[0] - work))
+    return seconds * work / other
+
+
+def _work(key: RunKey) -> float:
+    """Return what a run's time grows with, on one dataset: images seen; 0 where that is not known (shots=all)."""
+    return float(key.shots * (getattr(key.options, "epochs", None) or 1)) if isinstance(key.shots, int) else 0.0
+
+
+def _without(key: RunKey, *names: str) -> str:
+    return json.dumps({name: value for name, value in key.as_dict().items() if name not in names}, sort_keys=True)
 
 
 def command_of(study: str, overrides: Sequence[str]) -> str:
     """Return the command that runs a study, or a part of it, as a shell takes it."""
     return shlex.join(["coop", "run", "-m", f"+experiment={study}", *overrides])
-
-
-def texts_of(values: Any) -> list[str]:
-    """Return the values of a grid's key, one or a list, as the command line writes them."""
-    return [_text(value) for value in (values if isinstance(values, list) else [values])]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(_text(item) for item in value)}]"
-    if value is None or isinstance(value, bool | int | float):
-        return json.dumps(value)
-    if re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
-        return str(value)
-    return '"' + str(value).replace('"', '\\"') + '"'
-
-
-def filled(label: str, about: Mapping[str, Any], study: str) -> str:
-    """Return a series' label with each {key} replaced by the run's value."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in about:
-            raise CoopError(f"study {study}: the label '{label}' asks for {match[0]}, which {about['method']} lacks")
-        return str(about[match[1]])
-
-    return re.sub(r"\{([\w.]+)\}", value, label)
-
-
-def plan(cells: Sequence[Cell], results: Path) -> pd.DataFrame:
-    """Return what is there of the planned runs: a row for each run and each target that it reports.
-
-    Columns: `label`, everything in the runs' `about` but their targets, `target`, `state` (done, failed, missing),
-    `error`, `run` (its folder below `results`), `seconds`, what was measured, `own_split`, `notes`, `overrides`.
-    """
-    there = _finished(cells, results)
-    rows: list[dict[str, Any]] = []
-    for cell in cells:
-        about = {key: value for key, value in cell.about.items() if key != "targets"}
-        found = there.get(_key(cell.about), {"state": "missing"})
-        common = {"label": cell.label, **about, "target": None, "state": found["state"], "error": found.get("error")}
-        common |= {"run": found.get("run"), "seconds": found.get("seconds")} | dict.fromkeys(MEASURED)
-        common |= {"own_split": found.get("own_split"), "notes": found.get("notes", ()), "overrides": cell.overrides}
-        measured = found.get("measured", {})
-        rows += [common | {"target": target} | measured.get(target, {}) for target in cell.targets]
-    return pd.DataFrame(rows, dtype=object)  # whole numbers stay whole where others lack them
-
-
-def _key(about: Mapping[str, Any]) -> str:
-    """Return what a planned run and its result share."""
-    shared = {key: value for key, value in about.items() if key != "data"}
-    return json.dumps(shared | {"targets": sorted(about.get("targets", ()))}, sort_keys=True, default=str)
-
-
-def _finished(cells: Iterable[Cell], results: Path) -> dict[str, dict[str, Any]]:
-    """Return what lies on the shelves of `cells`, by identity: the newest result, else the newest failure."""
-    out: dict[str, dict[str, Any]] = {}
-    for folder in sorted({shelf(results, cell.about) for cell in cells}):
-        for path in [*folder.glob(f"*/{FAILURE}"), *folder.glob(f"*/{RESULT}")]:
-            try:
-                read, file = (_result if path.name == RESULT else _failure), read_json(path)
-                found = read(file) | {"run": path.parent.relative_to(results).as_posix()}
-                key = _key(file["identity"])
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CoopError(f"{path} is not of this toolkit ({error!r}): remove it, run it again") from error
-            out[key] = _newer(out.get(key), found)
-    return out
-
-
-def _result(file: Mapping[str, Any]) -> dict[str, Any]:
-    measured = {name: {key: of[key] for key in MEASURED} for name, of in file["targets"].items()}
-    measured |= {name: {"accuracy": file[name]} for name in ("harmonic_mean", "average") if name in file}
-    seconds, notes = sum(file["seconds"].values()), tuple(file["notes"])
-    common = {"finished": file["finished"], "own_split": file["own_split"], "notes": notes}
-    return common | {"state": "done", "seconds": seconds, "measured": measured}
-
-
-def _failure(file: Mapping[str, Any]) -> dict[str, Any]:
-    return {"state": "failed", "error": str(file["error"]), "finished": ""}
-
-
-def _newer(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
-    """Return the result rather than the failure, and of two results the newer one, which says that there are two."""
-    if one is None or one["state"] != "done" or other["state"] != "done":
-        return other if one is None or other["state"] == "done" else one
-    newest, older = (one, other) if one["finished"] >= other["finished"] else (other, one)
-    note = f"made from other data as well: the older run is {older['run']}"
-    return newest | {"notes": (*newest["notes"], note)}
