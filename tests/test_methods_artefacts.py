@@ -11,14 +11,15 @@ from coop.errors import CoopError
 from coop.learned import Learned, load_method
 from coop.methods import METHODS
 from coop.methods.base import Classes, Method
+from coop.options import Training
 from tests.methods_plain import CLASSES, sample
 
-UNTRAINED = ("zero_shot", "linear_probe", "tip_adapter", "prompt_ensemble")
-MOVE = {"zero_shot", "coop", "cocoop", "kgcoop", "prograd", "clip_adapter", "prompt_ensemble"}
+MOVE = {"zero_shot", "waffle", "coop", "cocoop", "kgcoop", "prograd", "clip_adapter", "prompt_ensemble"}
 
 
 def fitted(name: str, backbone: Backbone, folder: Path) -> Method:
-    options: dict[str, Any] = {} if name in UNTRAINED else {"epochs": 2, "batch_size": 4}
+    trained = issubclass(METHODS[name].Options, Training)
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 4} if trained else {}
     if name == "prompt_ensemble":
         Learned.of(fitted("coop", backbone, folder)).save(folder / "member.safetensors")
         options = {"runs": [str(folder / "member.safetensors")]}
