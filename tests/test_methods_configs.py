@@ -1,28 +1,31 @@
-"""Every method has a config that says what its options' defaults are, and nothing else."""
+"""Every method is registered once, with valid defaults, and has a card in docs/."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import yaml
 
-from coop.config import method_options
 from coop.methods import METHODS
+from coop.options import OPTIONS, Training, method_options
 
-CONF = Path(__file__).parent.parent / "conf"
-
-
-def test_methods_and_configs_are_the_same() -> None:
-    assert {path.stem for path in (CONF / "method").glob("*.yaml")} == set(METHODS)
-    assert all(method.name == name for name, method in METHODS.items())
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_config_gives_the_defaults(name: str) -> None:
-    """Over conf/config.yaml, as Hydra composes them; no key is one that the method does not know."""
-    common = yaml.safe_load((CONF / "config.yaml").read_text())
-    own = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text())
-    assert own.pop("method") == name
-    options = METHODS[name].Options
-    assert method_options(options, {**common, **own}) == options()
-    assert set(own) <= set(options.__dataclass_fields__)
-    assert all(key not in common or common[key] != value for key, value in own.items())
+def test_methods_and_options_have_the_same_names() -> None:
+    assert list(METHODS) == list(OPTIONS)
+    assert all(METHODS[name].name == name and METHODS[name].Options is OPTIONS[name] for name in METHODS)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_defaults_come_back_from_plain_values_and_are_resolved_once(name: str) -> None:
+    options = OPTIONS[name]()
+    assert method_options(OPTIONS[name], asdict(options)) == options
+    resolved = options.resolved(4, "dtd")
+    assert resolved.resolved(16, "eurosat") == resolved.resolved(4, "dtd") == resolved
+    assert not isinstance(resolved, Training) or resolved.epochs is not None
+    assert isinstance(resolved.uses_validation, bool) and resolved.n_views >= 0
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_method_has_a_card(name: str) -> None:
+    assert any(f"### `{name}`" in page.read_text() for page in DOCS.glob("methods*.md"))
