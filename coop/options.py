@@ -1101,8 +1101,8 @@ def from_mapping(kind: type[AnyType], values: Mapping[str, Any], where: str = ""
         except OmegaConfBaseException as error:
             key = ".".join(part for part in (where, str(getattr(error, "full_key", "") or "")) if part)
             raise CoopError(f"{key}: {first_line(error)}" if key else first_line(error)) from error
-    parsed: AnyType = _parsed[known]
-    return parsed
+    found: AnyType = _parsed[known]
+    return found
 
 
 def method_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:

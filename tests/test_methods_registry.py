@@ -1,4 +1,4 @@
-"""Every method is registered once, with valid defaults, and has a card in docs/."""
+"""Every method is registered once, has valid defaults, and stands in docs/."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -27,5 +27,5 @@ def test_defaults_come_back_from_plain_values_and_are_resolved_once(name: str) -
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_method_has_a_card(name: str) -> None:
-    assert any(f"### `{name}`" in page.read_text() for page in DOCS.glob("methods*.md"))
+def test_a_method_is_documented(name: str) -> None:
+    assert any(f"`{name}`" in page.read_text() for page in DOCS.glob("methods*.md"))
