@@ -120,7 +120,8 @@ def protocol_epochs(shots: int | str, dataset: str) -> int:
 
 @dataclass(frozen=True)
 class ZeroShotOptions(MethodOptions):
-    """`template`: None (the dataset's), `imagenet7`, `imagenet80`, or a text with {}."""
+    """`template`: None (the dataset's), an ensemble (imagenet7, imagenet8, imagenet80), a text with {}, or a file's
+    sentences for each class (`file:prompts.json`; `+file:prompts.json` after a template adds them to it)."""
 
     trains: ClassVar[bool] = False
     template: str | None = None
@@ -313,9 +314,10 @@ class TrainedCacheOptions(CacheOptions, Training):
     """What the trained forms of the caches share; `epochs=None` is the method's own number.
 
     `train_alpha` and `train_beta` hold while the method is trained; None takes those of the untrained cache: `alpha`
-    and `beta`, or what its search on validation finds. `keep`: the result is the `last` epoch, or the `best` on validation, there with the better of both
-    pairs alpha, beta. With `augment.views=epochs` the first `key_views` random views make the keys, and each epoch has
-    a view of its own after them. AdamW has no `momentum`, and there is no warm-up unless `warmup_epochs` asks for one.
+    and `beta`, or what its search on validation finds. `keep`: the result is the `last` epoch, or the `best` on
+    validation, there with the better of both pairs alpha, beta. With `augment.views=epochs` the first `key_views`
+    random views make the keys, and each epoch has a view of its own after them. AdamW has no `momentum`, and there is
+    no warm-up unless `warmup_epochs` asks for one.
     """
 
     lr: float = 0.001
