@@ -7,12 +7,14 @@ import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import coop
-from coop.errors import CoopError, first_line
+from coop.errors import CoopError, first_line, raise_interruption
+from coop.machine import prepare_process
 
 if TYPE_CHECKING:
     from coop.data import DatasetSpec
@@ -25,33 +27,43 @@ FLAGS = ("--debug", "--verbose")  # may stand anywhere
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, 1 where runs failed or the system refused, 2 for a user's mistake."""
+    prepare_process()  # before torch is imported
     words = list(sys.argv[1:] if arguments is None else arguments)
     flags = {word for word in words if word in FLAGS}
     try:
-        _set_up_logging("--verbose" in flags)
         args = _parsed(_parser(), [word for word in words if word not in FLAGS])
-        code: int = args.run(args)
+        with _logging("--verbose" in flags):
+            code: int = args.run(args)
         sys.stdout.flush()
         return code
-    except CoopError as error:
-        code, text = 2, str(error)
-    except KeyboardInterrupt:
-        code, text = 130, "interrupted; finished runs are kept, and the same command goes on with the rest"
     except BrokenPipeError:  # `coop table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        code, text = 1, _refusal(error)
-    except MemoryError:
-        code, text = 1, "there is not enough memory"
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = _explained(error)
+        if not text:
             raise
-        code, text = 1, f"there is not enough memory on the GPU: {first_line(error)}"
-    if "--debug" in flags:
-        traceback.print_exc()
-    print(f"coop: {' '.join(text.split())}", file=sys.stderr)
-    return code
+        if "--debug" in flags:
+            traceback.print_exc()
+        print(f"coop: {' '.join(text.split())}", file=sys.stderr)
+        return code
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """Return the exit code of an error and its sentence; none for an error of our own code."""
+    try:
+        raise_interruption(error)
+    except KeyboardInterrupt:
+        return 130, "interrupted; finished runs are kept, and the same command goes on with the rest"
+    if isinstance(error, CoopError):
+        return 2, str(error)
+    if isinstance(error, OSError):
+        return 1, _refusal(error)
+    if isinstance(error, MemoryError):
+        return 1, "there is not enough memory"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        return 1, f"there is not enough memory on the GPU: {first_line(error)}"
+    return 1, ""
 
 
 def _refusal(error: OSError) -> str:
@@ -60,16 +72,26 @@ def _refusal(error: OSError) -> str:
     return f"{error.strerror or first_line(error)}{': ' if places else ''}{' -> '.join(places)}"
 
 
-def _set_up_logging(verbose: bool) -> None:
+@contextmanager
+def _logging(verbose: bool) -> Iterator[None]:
     """Log to standard error: our own warnings; with `verbose` everything, libraries' warnings among it."""
-    logging.captureWarnings(True)
-    if not sys.warnoptions:
-        warnings.simplefilter("default" if verbose else "ignore")
-    handler = logging.StreamHandler()
+    handler, root = logging.StreamHandler(), logging.getLogger()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     if not verbose:
         handler.addFilter(lambda record: record.name.startswith("coop") and record.levelno >= logging.WARNING)
-    logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING, force=True)
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if verbose else logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("default" if verbose else "ignore")
+            logging.captureWarnings(True)
+            yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        root.setLevel(level)
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -170,10 +192,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.cfg:
         print("---\n".join(map(config_text, configs)), end="")
         return 0
-    from coop.machine import keep_freed_memory
     from coop.runs.workers import launcher_of, run_one, run_sweep
 
-    keep_freed_memory()
     if unused:
         _say(unused)
     if args.multirun:
@@ -529,31 +549,12 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _dataset_spec(args: argparse.Namespace) -> "DatasetSpec":
-    """Return the description that the arguments name, with their overrides; texts are taken as the shell passes them.
+    """Return the description that the arguments name, with their overrides, which are read as `coop run` reads them."""
+    from coop.config import described
+    from coop.runs.grid import single
 
-    `dataset.template=a photo of a {}, a bird.` needs no quotes of Hydra's grammar; a pair of quotes around it is taken
-    off. Numbers, lists and mappings are YAML.
-    """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError, safe_load
-
-    from coop.data import DatasetSpec, load_description
-
-    values: dict[str, Any] = {}
-    for word in args.dataset_words:
-        key, _, text = word.removeprefix("dataset.").partition("=")
-        field = DatasetSpec.__dataclass_fields__.get(key)
-        if field and field.type in (str, str | None):
-            quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-            values[key] = text[1:-1] if quoted else None if text in ("null", "") else text
-            continue
-        try:
-            value = safe_load(text)
-        except YAMLError as error:
-            raise CoopError(f"{word[:100]!r} cannot be read: give a value, a [list] or a {{key: value}}") from error
-        OmegaConf.update(config := OmegaConf.create(values), key, value)
-        values = OmegaConf.to_container(config)  # type: ignore[assignment]
-    return load_description(args.name, **values)
+    values = single(args.dataset_words)
+    return described(args.name, {key.removeprefix("dataset."): value for key, value in values.items()})
 
 
 def _data_list(args: argparse.Namespace) -> int:
@@ -601,12 +602,14 @@ def _data_check(args: argparse.Namespace) -> int:
 def _data_prepare(args: argparse.Namespace) -> int:
     """Fetch a dataset as far as possible; 1 if something is left to do."""
     from coop.data.prepare import prepare
+    from coop.data.spec import prepare_command
 
     spec = _dataset_spec(args)
-    if not spec.directory:
+    if not spec.directory and spec.reader != "hub":
         raise CoopError(f"dataset '{spec.name}' is your own: there is nothing to fetch")
     done = prepare(spec, args.data_root, print)
-    print(f"ready: 'coop data check {spec.name}' counts it" if done else "not complete yet")
+    check = prepare_command(spec).replace("prepare", "check", 1)
+    print(f"ready: '{check}' counts it" if done else "not complete yet")
     return 0 if done else 1
 
 

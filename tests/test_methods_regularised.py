@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from coop.methods.clap import Clap, ClapOptions
 from torch import Tensor
 
 from coop.clip.backbone import Backbone

@@ -5,7 +5,7 @@ its own: the backbone, shared by all runs of a sweep, never changes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -54,6 +54,11 @@ class Method(ABC):
     def device(self) -> torch.device:
         """The backbone's device, where the method computes."""
         return self.backbone.device
+
+    def resolve_options(self, train_set: Samples) -> None:
+        """Complete options that were made by hand; the shots are the number of images of the largest class."""
+        shots = int(train_set.labels.bincount().max()) if len(train_set) else 0
+        self.options = self.options.resolved(shots, self.classes.dataset)
 
     def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Learn from `train`, choosing hyper-parameters on `val` only; return what is worth recording in the result."""
@@ -183,12 +188,8 @@ class TrainedMethod(Method):
         return {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]} if losses else {"steps": 0}
 
     def run_training(self, train_set: Samples, val: Samples) -> list[float]:
-        """Train with the parts that this method defines; return every step's loss.
-
-        Options without a number of epochs or steps get the protocol's, for as many shots as the largest class has.
-        """
-        if len(train_set):
-            self.options = self.options.resolved(int(train_set.labels.bincount().max()), self.classes.dataset)
+        """Train with the parts that this method defines; return every step's loss."""
+        self.resolve_options(train_set)
         per_epoch = self.steps_per_epoch(train_set)
 
         def after_step(step: int) -> None:
@@ -219,33 +220,35 @@ def text_features(
     average: Average = "unit",
     underscores: bool = False,
 ) -> Float[Tensor, "c e"]:
-    """Return one feature per class: the average over the templates that `template` stands for.
+    """Return one feature per class: the average over the prompts that `template` stands for.
 
-    Papers average in two ways. "unit": each template's feature made unit, their mean made unit again (CLIP, LP++, GDA,
+    These are templates (see `expand_template`), the class's sentences in a file (`file:prompts.json`), or both
+    (`a photo of a {}.+file:prompts.json`; with nothing before the +, the dataset's own template).
+    Papers average in two ways. "unit": each prompt's feature made unit, their mean made unit again (CLIP, LP++, GDA,
     ProLIP, Tip-Adapter, APE). "raw": the mean of the features as they are, not normalised (TaskRes, CLAP; the
     cross-modal probe makes this mean unit). `underscores` keeps the underscores of class names (TaskRes, CLAP); else
     they are spaces.
     """
-    if template is not None and template.startswith(PROMPT_FILE):
-        return _sentence_features(backbone, read_prompt_file(template, classes.names), average)
-    templates = expand_template(template, classes.template, classes.dataset)
-    features = []
-    for text in track(templates, "encoding templates", len(templates)):
-        encoded = backbone.encode_template(text, classes.names, underscores)
-        features.append(F.normalize(encoded, dim=-1) if average == "unit" else encoded)
-    mean = torch.stack(features).mean(dim=0)
-    return F.normalize(mean, dim=-1) if average == "unit" else mean
+    before, both, path = (template or "").partition(f"+{PROMPT_FILE}")
+    file = PROMPT_FILE + path if both else template if template and template.startswith(PROMPT_FILE) else None
+    total = torch.zeros(len(classes.names), backbone.joint_width, device=backbone.device)
+    count = torch.zeros(len(classes.names), 1, device=backbone.device)
 
+    def add(features: Float[Tensor, "n e"], of_class: Int[Tensor, " n"]) -> None:
+        features = F.normalize(features, dim=-1) if average == "unit" else features
+        total.index_add_(0, of_class, features)
+        count.index_add_(0, of_class, count.new_ones(len(features), 1))
 
-def _sentence_features(
-    backbone: Backbone, sentences: Sequence[Sequence[str]], average: Average
-) -> Float[Tensor, "c e"]:
-    """Return one feature per class: the average over its sentences, as in `text_features`."""
-    encoded = backbone.encode_texts([text for texts in sentences for text in texts])
-    if average == "unit":
-        encoded = F.normalize(encoded, dim=-1)
-    mean = torch.stack([part.mean(dim=0) for part in encoded.split([len(texts) for texts in sentences])])
-    return F.normalize(mean, dim=-1) if average == "unit" else mean
+    each = torch.arange(len(classes.names), device=backbone.device)
+    if file:
+        sentences = read_prompt_file(file, classes.names)
+        numbers = torch.tensor([len(texts) for texts in sentences], device=backbone.device)
+        add(backbone.encode_texts([text for texts in sentences for text in texts]), each.repeat_interleave(numbers))
+    if both or not file:
+        templates = expand_template((before or None) if both else template, classes.template, classes.dataset)
+        for text in track(templates, "encoding templates", len(templates)):
+            add(backbone.encode_template(text, classes.names, underscores), each)
+    return F.normalize(total, dim=-1) if average == "unit" else total / count
 
 
 @torch.no_grad()

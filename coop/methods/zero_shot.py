@@ -1,5 +1,6 @@
 """Zero-shot CLIP: hand-written prompts, one or an ensemble (Radford et al. 2021), or with random words (WaffleCLIP)."""
 
+import math
 import random
 import statistics
 from functools import cache
@@ -87,15 +88,15 @@ def descriptors(class_names: tuple[str, ...], repetitions: int, seed: int) -> li
     """Return `repetitions` descriptors of random words and as many of random characters, in turn.
 
     A descriptor of words has the class names' mean number of words (rounded, at least 1), each cut to their words' mean
-    length; one of characters has groups of letters and digits separated by ", ", as many as the words and as long
-    together as the classes' longest words are on average, rounded up to full groups.
+    length; one of characters has as many groups of letters and digits, separated by ", ", together just longer than
+    the classes' longest words are on average.
     """
     draw = random.Random(seed)
     names = [readable_name(name).split() for name in class_names]
     n_words = max(round(statistics.mean(len(words) for words in names)), 1)
     length = max(round(statistics.mean(statistics.mean(len(word) for word in words) for words in names)), 1)
     longest = statistics.mean(max(len(word) for word in words) for words in names)
-    group = int(-(-longest // n_words))
+    group = math.ceil(longest) // n_words + 1
     characters = "abcdefghijklmnopqrstuvwxyz0123456789"
     found = []
     for _ in range(repetitions):
