@@ -20,7 +20,6 @@ from coop.report.figures import (
     FORMATS,
     Bars,
     Curves,
-    Style,
     bars_spec,
     curves_spec,
     make_bars,
@@ -30,6 +29,7 @@ from coop.report.figures import (
     write_figure,
 )
 from coop.report.frame import (
+    Plan,
     Published,
     Value,
     dividing,
@@ -51,7 +51,6 @@ from coop.runs.study import (
     CurvesPart,
     GainsPart,
     Part,
-    PlannedRun,
     Series,
     Study,
     TablePart,
@@ -88,11 +87,6 @@ class Report:
     damaged: tuple[tuple[str, str], ...] = ()  # folders and reasons
     notes: tuple[str, ...] = ()
 
-    @property
-    def styles(self) -> dict[str, Style]:
-        """Return how each series looks, in all figures."""
-        return styles_of(self.parts)
-
 
 def report_command(name: str, overrides: Sequence[str], output: Path | None, unverified: bool = False) -> list[Path]:
     """Write the report of a study, or of a results folder, into `output` (reports/NAME); return its files, page first.
@@ -102,8 +96,8 @@ def report_command(name: str, overrides: Sequence[str], output: Path | None, unv
     folder = Path(name)
     if name in study_names():
         study = load_study(name)
-        plan = planned_runs(study, overrides)
-        results = plan[0].config.results
+        asked = planned_runs(study, overrides)
+        plan, results = [(run.label, run.key, run.reported) for run in asked], asked[0].config.results
         if not results.is_dir():
             raise CoopError(f"there is no results folder {results}: name it (results=FOLDER), or run something first")
         runs = stored_runs(results)
@@ -122,7 +116,7 @@ def report_command(name: str, overrides: Sequence[str], output: Path | None, unv
     return write_report(report, output or Path("reports") / (name if name in study_names() else folder.resolve().name))
 
 
-def own_study(folder: Path, runs: Sequence[StoredRun], conditions: Sequence[str]) -> tuple[Study, list[PlannedRun]]:
+def own_study(folder: Path, runs: Sequence[StoredRun], conditions: Sequence[str]) -> tuple[Study, Plan]:
     """Return a study of whatever lies in a results folder, its runs labelled by method and what else differs.
 
     `conditions` choose runs, as `coop table --where` does. Raises CoopError if no run is finished.
@@ -136,7 +130,7 @@ def own_study(folder: Path, runs: Sequence[StoredRun], conditions: Sequence[str]
         rest = [f"{key}={text_of(row[key], 'null')}" for key in more if row[key] is not None]
         label_of[row["run"]] = ", ".join([shown("method", str(row["method"])), *rest])
     plan = [
-        PlannedRun(label_of[name], run.key.planned(), tuple(run.accuracies), (), None)  # type: ignore[arg-type]
+        (label_of[name], run.key, tuple(run.accuracies))
         for run in runs
         if (name := run.folder.relative_to(folder).as_posix()) in kept and run.key
     ]
@@ -156,7 +150,7 @@ def own_study(folder: Path, runs: Sequence[StoredRun], conditions: Sequence[str]
 
 def make_report(
     study: Study,
-    plan: Sequence[PlannedRun],
+    plan: Plan,
     runs: Sequence[StoredRun],
     results: Path,
     overrides: Sequence[str] = (),
@@ -387,16 +381,17 @@ def _row(value: Value | None, number: Published | None) -> dict[str, Any]:
 
 def _figures(report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (file name, description) of every figure."""
+    styles = styles_of(report.parts)
     details: dict[str, list[Detail]] = {}
     for part in report.parts:
         if isinstance(part, Curves) and not all(panel.empty for panel in part.panels):
-            yield part.id, curves_spec(part, report.styles)
+            yield part.id, curves_spec(part, styles)
         elif isinstance(part, Bars) and part.bars:
             yield part.id, bars_spec(part)
         elif isinstance(part, Detail) and part.reliability:
             details.setdefault(_slug(part), []).append(part)
     for name, some in details.items():
-        yield f"reliability-{name}", reliability_figure(some, report.styles)
+        yield f"reliability-{name}", reliability_figure(some, styles)
 
 
 def _slug(detail: Detail) -> str:

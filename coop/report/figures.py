@@ -19,6 +19,7 @@ import pandas as pd
 from coop.io import atomic_write
 from coop.report.frame import (
     AVERAGE,
+    OWN,
     TEST_WARNING,
     Cell,
     Published,
@@ -56,7 +57,8 @@ STARS = (
     "M-.4,-1.2H.4V-.4H1.2V.4H.4V1.2H-.4V.4H-1.2V-.4H-.4Z",
     "M-1,-1.3L0,-.4L1,-1.3L1.3,-1L.4,0L1.3,1L1,1.3L0,.4L-1,1.3L-1.3,1L-.4,0L-1.3,-1Z",
 )
-DASHES = ([1, 0], [5, 3], [1.5, 3], [7, 3, 1.5, 3])
+DASHES = ((1.0, 0.0), (6.0, 3.0), (9.0, 2.0, 2.0, 2.0), (3.0, 2.0))  # dots are for published numbers
+MINUS = "\u2212"
 PER_ROW = 4  # panels side by side in a file
 CONFIG: dict[str, Any] = {
     "font": "Liberation Sans, Arial, Helvetica, sans-serif",
@@ -144,7 +146,7 @@ def make_curves(
     means = averages(cells, keys, study) if show.average and panel == "dataset" else []
 
     def title_of(keys: Mapping[str, Any]) -> str:
-        return ", ".join(dict.fromkeys(text_of(keys[key]) for key in titles))
+        return ", ".join(dict.fromkeys(text_of(keys[key]) for key in titles if keys[key] != OWN))
 
     panels: dict[str, dict[str, tuple[dict[float, Value], dict[float, Published]]]] = {}
     for cell in [*means, *cells]:
@@ -259,7 +261,7 @@ def make_styles(labels: Iterable[str], stars: Iterable[str]) -> dict[str, Style]
         colour = INK if star else COLOURS[i % len(COLOURS)][0]
         kinds = STARS if star else MARKERS
         marker, dash = kinds[(i + i // len(COLOURS)) % len(kinds)], DASHES[(i // len(COLOURS) + i) % len(DASHES)]
-        styles[label] = Style(number, label, colour, marker, tuple(dash), star)
+        styles[label] = Style(number, label, colour, marker, dash, star)
     return styles
 
 

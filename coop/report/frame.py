@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import harmonic_mean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -17,12 +17,10 @@ from coop.errors import CoopError, unknown
 from coop.runs.key import RunKey
 from coop.runs.store import METRICS, StoredRun
 
-if TYPE_CHECKING:  # hydra would take a third of the time of `coop table`
-    from coop.runs.study import PlannedRun
-
+Plan = Sequence[tuple[str, RunKey, Sequence[str]]]  # planned runs: label, key, the columns that they report
 State = Literal["done", "partial", "missing", "failed"]
 METRIC_NAMES = {"macro_f1": "macro F1", "ece": "expected calibration error", "mean_confidence": "mean confidence"}
-AVERAGE = "average"  # in place of a dataset's name
+AVERAGE, OWN = "average", "own test set"  # of an average: in place of a dataset's name, and of the target of that name
 SETTINGS_LAST = ("label", "dataset", "backbone", "precision", "protocol", "method", "shots", "target")
 NOT_SETTINGS = {
     *METRICS, "difference", "baseline", "seed", "run", "n", "own_split", "unofficial", "notes", "overrides", "seconds",
@@ -145,15 +143,15 @@ def measured(runs: Sequence[StoredRun], results: Path) -> pd.DataFrame:
     return _frame(rows)
 
 
-def planned(plan: "Sequence[PlannedRun]", runs: Sequence[StoredRun], results: Path) -> pd.DataFrame:
-    """Return the frame of a study: its planned runs with `label` and `overrides`, and what is there of them."""
+def planned(plan: Plan, runs: Sequence[StoredRun], results: Path) -> pd.DataFrame:
+    """Return the frame of a study: its planned runs with `label`, and what is there of them."""
     found = newest(runs)
     rows: list[dict[str, Any]] = []
     numbers: dict[RunKey, int] = {}  # series may share a run
-    for one in plan:
-        number = numbers.setdefault(one.key.planned(), len(numbers))
-        columns = {"label": one.label, **one.key.columns(), "run_id": number}
-        rows += _rows(columns, one.reported, found.get(one.key.planned()), results)
+    for label, key, reported in plan:
+        number = numbers.setdefault(key.planned(), len(numbers))
+        columns = {"label": label, **key.columns(), "run_id": number}
+        rows += _rows(columns, reported, found.get(key.planned()), results)
     return _frame(rows)
 
 
@@ -361,7 +359,7 @@ def _averages(cells: Sequence[Cell], others: Sequence[str], study: Sequence[str]
     datasets = list(dict.fromkeys(str(cell.keys["dataset"]) for cell in cells))
     groups: dict[tuple[str, ...], dict[str, Cell]] = {}
     for cell in cells:
-        own = {"target": AVERAGE} if cell.keys.get("target") == cell.keys["dataset"] else {}
+        own = {"target": OWN} if cell.keys.get("target") == cell.keys["dataset"] else {}
         place = tuple(repr(own.get(key, cell.keys[key])) for key in others)
         groups.setdefault(place, {})[str(cell.keys["dataset"])] = cell
     groups = {place: group for place, group in groups.items() if len(group) == len(datasets)}
@@ -373,7 +371,7 @@ def _averages(cells: Sequence[Cell], others: Sequence[str], study: Sequence[str]
     for group, known in zip(groups.values(), there, strict=True):
         used = [name for name in datasets if name in common] if common <= known and len(common) > 1 else []
         one = next(iter(group.values()))
-        own = {"target": AVERAGE} if one.keys.get("target") == one.keys["dataset"] else {}
+        own = {"target": OWN} if one.keys.get("target") == one.keys["dataset"] else {}
         value = _average(group, used, common, datasets)
         complete = value.state == "done" and set(study) <= set(datasets)
         rows = tuple(row for cell in group.values() for row in cell.rows)

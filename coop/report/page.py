@@ -20,6 +20,7 @@ from coop.report.figures import (
     DOWN,
     GREY,
     INK,
+    MINUS,
     MUTED,
     RULE,
     UP,
@@ -30,6 +31,7 @@ from coop.report.figures import (
     inline_svg,
     panel_spec,
     reliability_spec,
+    styles_of,
 )
 from coop.report.frame import Published, Value
 from coop.report.tables import DAGGER, Grid, shown
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from coop.report.build import Made, Report
 
 HERE = Path(__file__).resolve().parent
-MINUS = "\u2212"
 WIDE, NARROW = {1: (900, 330), 2: (460, 260)}, (300, 210)  # panels: by how many there are; on small screens
 MANY_CLASSES, ENDS = 28, 12  # more classes than these are folded, but for those at both ends
 PLAIN = {INK: "ink", MUTED: "muted", RULE: "rule", GREY: "grey", UP: "up", DOWN: "down"}  # a figure's colours, a page's
@@ -114,7 +115,7 @@ def render_page(report: "Report") -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": number, "signed": signed, "direction": direction, "word": word_text}
-    charts = _Charts(report.styles)
+    charts = _Charts(styles_of(report.parts))
     made = sections(report)
     return environment.get_template("page.html").render(
         report=report, sections=made, highlights=highlights(report), charts=charts, sources=charts.sources,

@@ -16,7 +16,7 @@ import pandas as pd
 
 from coop.errors import CoopError
 from coop.io import resource_folder
-from coop.report.frame import AVERAGE, Cell, Published, text_of
+from coop.report.frame import AVERAGE, OWN, Cell, Published, text_of
 
 FOLDER = "experiments/published"
 ORIGIN = ("paper", "table", "source", "verified", "note")
@@ -104,7 +104,7 @@ class Publications:
     def _place(self, about: Mapping[str, Any], dataset: str) -> Place:
         target = about.get("target")
         texts = (text_of(about.get(key)) for key in ("backbone", "shots"))
-        return (text_of(about.get("label")), dataset, *texts, text_of(target) if target else dataset)  # type: ignore[return-value]
+        return (text_of(about.get("label")), dataset, *texts, text_of(target) if target not in (None, OWN) else dataset)  # type: ignore[return-value]
 
 
 def published(study: str) -> pd.DataFrame:

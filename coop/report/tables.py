@@ -14,6 +14,7 @@ from coop.errors import CoopError, unknown
 from coop.report.frame import (
     AVERAGE,
     NOT_SETTINGS,
+    OWN,
     TEST_WARNING,
     Cell,
     Value,
@@ -100,17 +101,21 @@ def make_grid(
     published = published or Publications()
     rows = [*rows, *dividing(frame, [*rows, *columns])]
     keys = [*rows, *columns]
+    several = frame["dataset"].nunique() > 1 and "dataset" in rows
     cells = cells_of(frame, keys, value)
     means = averages(cells, keys, study) if "dataset" in keys else []
     values: dict[tuple[tuple[str, ...], str], Value] = {}
 
     def name(keys: Mapping[str, Any]) -> str:
-        return ", ".join(AVERAGE if keys[key] == AVERAGE else column_name(key, keys[key]) for key in columns)
+        own = several and "target" in columns and keys["target"] in (keys["dataset"], OWN)
+        return ", ".join(OWN if own and key == "target" else column_name(key, keys[key]) for key in columns)
 
     for cell in [*cells, *means]:
         place = tuple(text_of(cell.keys[key]) for key in rows), name(cell.keys)
         values[place] = replace(cell.value, published=published.of(cell, value))
-    order = {name(cell.keys): i for i, cell in enumerate(cells_of(frame, columns, value))}
+    order: dict[str, int] = {}
+    for i, cell in enumerate(cells_of(frame, [*columns, *(["dataset"] if several else [])], value)):
+        order.setdefault(name(cell.keys), i)
     names = sorted(dict.fromkeys(column for _, column in values), key=lambda column: order.get(column, -1))
     headers = _ordered(values)
     known = {"label", "dataset", "backbone", "shots", "target"}
@@ -175,7 +180,8 @@ def grid_notes(frame: pd.DataFrame, value: str) -> list[str]:
         notes.append(f"{DAGGER} {listed(names)}: {TEST_WARNING}" if rule == "test" else text)
     if len(done) and "test" not in by_rule:
         free = "no setting is chosen on validation images" if not by_rule else "the other series choose none"
-        notes.append(f"{free}; settings are the same for all datasets" + tuned_note(done, what))
+        same = "; settings are the same for all datasets" if done["dataset"].nunique() > 1 else ""
+        notes.append(f"{free}{same}{tuned_note(done, what)}")
     for key, words in (("own_split", "own split, not the official one"), ("unofficial", "not the official split file")):
         found = done.loc[done[key].astype(bool), "dataset"].unique() if key in done else ()
         if len(found):
