@@ -1,41 +1,79 @@
-"""The command line: `coop demo | run | study | table | words | report | predict | import | data | pretrain`."""
+"""The command line: `coop demo | run | study | table | words | report | predict | import | data`."""
 
 import argparse
+import logging
 import os
 import shutil
 import sys
+import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import coop
-from coop.errors import CoopError, unknown
+from coop.errors import CoopError, first_line, unknown
+from coop.machine import prepare_process
 
 if TYPE_CHECKING:
+    from coop.data import DatasetSpec
+    from coop.learned import Prediction
     from coop.runs.store import StoredRun
+    from coop.runs.study import PlannedRun
 
 Handler = Callable[[argparse.Namespace], int]
+FLAGS = ("--debug", "--verbose")  # may stand anywhere
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code: 0, 1 where runs failed, 2 for a user's mistake."""
-    args = _parsed(_parser(), arguments)
+    """Run one command; return its exit code: 0, 1 where runs failed or the system refused, 2 for a user's mistake."""
+    prepare_process()  # before torch is imported
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    flags = {word for word in words if word in FLAGS}
     try:
-        with warnings.catch_warnings():
-            if not sys.warnoptions:
-                warnings.simplefilter("ignore")  # the libraries' advice to programmers
-            code: int = args.run(args)
-            return code
+        _set_up_logging("--verbose" in flags)
+        args = _parsed(_parser(), [word for word in words if word not in FLAGS])
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
     except CoopError as error:
-        print(f"coop: {error}", file=sys.stderr)
-        return 2
+        code, text = 2, str(error)
     except KeyboardInterrupt:
-        print("coop: interrupted; finished runs are kept, and the same command goes on with the rest", file=sys.stderr)
-        return 130
+        code, text = 130, "interrupted; finished runs are kept, and the same command goes on with the rest"
     except BrokenPipeError:  # `coop table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        code, text = 1, _refusal(error)
+    except MemoryError:
+        code, text = 1, "there is not enough memory"
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+            raise
+        code, text = 1, f"there is not enough memory on the GPU: {first_line(error)}"
+    if "--debug" in flags:
+        traceback.print_exc()
+    print(f"coop: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _refusal(error: OSError) -> str:
+    """Return in one sentence what the system refused: no room, no permission, no such file."""
+    places = [str(place) for place in (error.filename, error.filename2) if place is not None]
+    return f"{error.strerror or first_line(error)}{': ' if places else ''}{' -> '.join(places)}"
+
+
+def _set_up_logging(verbose: bool) -> None:
+    """Log to standard error: our own warnings; with `verbose` everything, libraries' warnings among it."""
+    logging.captureWarnings(True)
+    if not sys.warnoptions:
+        warnings.simplefilter("default" if verbose else "ignore")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    if not verbose:
+        handler.addFilter(lambda record: record.name.startswith("coop") and record.levelno >= logging.WARNING)
+    logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING, force=True)
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -49,11 +87,10 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    from coop.data.commands import add_data_commands
-    from coop.pretrain.arguments import add_pretrain_command
-
     parser = argparse.ArgumentParser(prog="coop", description=coop.__doc__.splitlines()[0] if coop.__doc__ else "")
     parser.add_argument("--version", action="version", version=f"coop-clip {coop.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error; anywhere in the command")
+    parser.add_argument("--verbose", action="store_true", help="show what libraries log; anywhere in the command")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_run(commands)
@@ -63,15 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_predict(commands)
     _add_import(commands)
-    add_data_commands(commands)
-    add_pretrain_command(commands)
+    _add_export(commands)
+    _add_data(commands)
     return parser
 
 
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, run: Handler
-) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text)
+def _command(commands: Any, name: str, text: str, run: Handler) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
     return command
 
@@ -84,27 +119,73 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from coop.demo import demo
+    from coop.runs.store import stored_runs
+    from coop.runs.study import load_study, match_runs, planned_runs
 
-    return demo(args.results)
+    print("Fashion-MNIST (10 kinds of clothing, 1,000 test images) with lit_lite, a small CLIP: zero-shot against")
+    print("CoOp, 16 learned context vectors, three few-shot samples each\n", flush=True)
+    place = f"results={args.results}"
+    if code := main(["run", "-m", "+experiment=demo", place]):
+        return code
+    main(["table", str(args.results), "--rows", "dataset,method,template", "--columns", "shots"])
+    best = planned_runs(load_study("demo"), [place, "method=coop", "shots=16", "seed=1"])
+    (found,) = match_runs(best, stored_runs(args.results))
+    assert found is not None
+    print(f"\nThe words nearest to the 16 context vectors learned from 16 shots ({found.folder}):\n", flush=True)
+    main(["words", str(found.folder), "--top", "4", "--whole-words"])
+    return main(["report", "demo", place, "--output", str(args.results / "report")])
 
 
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = _command(commands, "run", "one run, or with -m a sweep over all values given with commas", _run)
     command.add_argument("-m", "--multirun", action="store_true", help="run the grid; what is done already is skipped")
     command.add_argument("--cfg", action="store_true", help="print the configuration instead of running it")
+    command.add_argument("--help-keys", action="store_true", help="print what each key means, and its default")
     command.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="e.g. dataset=eurosat shots=1,2,4 (Hydra); with -m, +experiment=NAME runs a study (coop study lists them)",
+        help="e.g. dataset=eurosat shots=1,2,4; with -m, +experiment=NAME runs a study (coop study lists them)",
     )
 
 
 def _run(args: argparse.Namespace) -> int:
-    from coop.runs.command import run_command
+    from coop.config import config_text, key_help, run_config
+    from coop.runs.grid import single, split_launch_words, sweep
+    from coop.runs.study import load_study, planned_runs, split_experiment
 
-    return run_command(args.overrides, args.multirun, args.cfg)
+    if args.help_keys:
+        print(key_help(), end="")
+        return 0
+    launch_words, words = split_launch_words(args.overrides)
+    study, words = split_experiment(words)
+    if study and not args.multirun:
+        raise CoopError(f"+experiment={study} is a sweep of many runs: coop run -m +experiment={study}")
+    if launch_words and not args.multirun:
+        raise CoopError(f"{launch_words[0]} is for sweeps: coop run -m ...")
+    unused = ""
+    if study:
+        configs = [run.config for run in planned_runs(load_study(study), words)]
+    elif args.multirun:
+        jobs, unused = sweep(words)
+        configs = [run_config(job) for job in jobs]
+    else:
+        configs = [run_config(single(words))]
+    if args.cfg:
+        print("---\n".join(map(config_text, configs)), end="")
+        return 0
+    from coop.runs.workers import launcher_of, run_one, run_sweep
+
+    if unused:
+        _say(unused)
+    if args.multirun:
+        return run_sweep(configs, launcher_of(launch_words), _say)
+    run_one(configs[0], _say)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -115,9 +196,107 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _study(args: argparse.Namespace) -> int:
-    from coop.runs.status import study_command
+    from coop.runs.study import command_of, load_study, planned_runs, split_experiment, study_names
 
-    return study_command(args.name, args.overrides, args.status)
+    if args.name is None:
+        if args.status:
+            raise CoopError("--status needs a study's name: coop study NAME --status (coop study lists them)")
+        studies = [load_study(name) for name in study_names()]
+        rows = [[s.name, s.title, s.reproduces, str(s.size())] for s in studies]
+        _print_table(["study", "title", "reproduces", "runs"], rows)
+        print("coop study NAME says more; coop run -m +experiment=NAME runs it; coop report NAME shows it")
+        return 0
+    study = load_study(args.name)
+    named, words = split_experiment(args.overrides)
+    if named:
+        raise CoopError(f"+experiment={named}: the study is named already, {args.name}")
+    planned = planned_runs(study, words)
+    if args.status:
+        return _status(planned, command_of(study.name, words))
+    print(f"{study.title}\nafter {study.reproduces}\n\n{textwrap.fill(study.about, 100)}")
+    labels = [run.label for run in planned]
+    _print_table(["series", "runs"], [[label, str(labels.count(label))] for label in dict.fromkeys(labels)])
+    different = len({run.key for run in planned})
+    shared = f", {different} of them different" if different < len(planned) else ""
+    print(f"{len(planned)} runs{shared}: {command_of(study.name, words)}")
+    return 0
+
+
+def _status(planned: "Sequence[PlannedRun]", command: str) -> int:
+    """Print what is done, missing, failed and damaged of a study's runs, and the time that is left."""
+    from coop.runs.protocol import missing_data
+    from coop.runs.store import stored_runs
+    from coop.runs.study import match_runs, time_left
+
+    results = planned[0].config.results
+    stored = stored_runs(results) if results.is_dir() else []
+    states = {run.key: "missing" for run in planned}
+    found = dict(zip(states, match_runs(list({r.key: r for r in planned}.values()), stored), strict=True))
+    states |= {key: run.state for key, run in found.items() if run}
+    several = len({run.key.backbone for run in planned}) > 1
+    counts: dict[tuple[str, ...], list[str]] = {}
+    for run in planned:
+        place = (run.label, run.key.dataset, *([run.key.backbone] if several else []))
+        counts.setdefault(place, []).append(states[run.key])
+    kinds = ("done", "missing", "failed")
+    head = ["series", "dataset", *(["backbone"] if several else []), *kinds]
+    _print_table(head, [[*place, *(str(of.count(kind) or "-") for kind in kinds)] for place, of in counts.items()])
+    failures: dict[str, list[Path]] = {}
+    for stored_run in found.values():
+        if stored_run and stored_run.state == "failed":
+            failures.setdefault(str(stored_run.error).split("\n", 1)[0], []).append(stored_run.folder)
+    for error, folders in failures.items():
+        print(f"failed: {error}", *(f"  in {folder}" for folder in folders[:SHOWN]), sep="\n")
+        if len(folders) > SHOWN:
+            print(f"  and {len(folders) - SHOWN} more")
+    for damaged in (run for run in stored if run.state == "damaged"):
+        print(f"damaged: {damaged.folder}: {damaged.error}")
+    todo = {run.key: run.config for run in planned if states[run.key] != "done"}
+    for name, (count, reason) in missing_data(todo.values()).items():
+        print(f"no data for {_counted(count)} on {name}: {reason}")
+    totals = ", ".join(f"{list(states.values()).count(kind)} {kind}" for kind in kinds)
+    print(f"{totals}, of {_counted(len(states))} in {results}")
+    done = {key: sum(run.seconds.values()) for key, run in found.items() if run and run.state == "done"}
+    left = time_left((key, done.get(key)) for key in states)
+    unknown = f"no estimate for {_counted(left.unknown)}, of whose kind none is finished"
+    known = f"about {_duration(left.seconds)} for {_counted(left.estimated)}, one after the other"
+    parts = [text for text, count in ((known, left.estimated), (unknown, left.unknown)) if count]
+    print(f"time left: {'; '.join(parts)}" if parts else "nothing is left to do")
+    if todo:
+        print(f"the rest: {command}")
+    return 0
+
+
+SHOWN = 20  # failures that are listed
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds, minutes or hours: `1.5 hours`."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= (length if unit == "hours" else 1.5 * length):
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _counted(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table for people: numbers to the right, as wide as the terminal where there is one."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        number = column in ("runs", "done", "missing", "failed")
+        table.add_column(column, justify="right" if number else "left", no_wrap=column not in ("title", "reproduces"))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    (console if console.is_terminal else Console(highlight=False, width=120)).print(table)
 
 
 def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -204,32 +383,54 @@ def _report(args: argparse.Namespace) -> int:
 def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = _command(commands, "predict", "classify images with what a run learned", _predict)
     command.add_argument("place", type=Path, metavar="RUN", help="a run's folder, or a learned file")
-    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    command.add_argument(
-        "--classes", type=_names, help="other class names, with commas (not for class-specific contexts)"
-    )
+    help_images = "image files, folders of images, or CSV files with a column 'path'"
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=help_images)
+    help_classes = "other class names: a,b,c or a text file with one a line (not for class-specific contexts)"
+    command.add_argument("--classes", type=_class_names, help=help_classes)
     command.add_argument("--top", type=int, default=5, help="classes per image (5)")
-    command.add_argument("--format", default="text", help="text or json")
+    command.add_argument("--format", default="text", help="text, json or csv")
+    command.add_argument("--output", type=Path, help="write it to a file")
     _add_device(command)
 
 
 def _predict(args: argparse.Namespace) -> int:
+    """Classify every image that can be read; return 1 where one could not."""
+    from coop.learned import Classifier, image_files
+
+    if args.format not in ("text", "json", "csv"):
+        raise unknown("format", args.format, ("text", "json", "csv"))
+    files = image_files(args.images)
+    classifier = Classifier.load(args.place, args.classes, args.device)
+    predictions = list(classifier.predict_files(files, args.top))
+    _put(_render_predictions(predictions, args.format), args.output)
+    failed = [prediction for prediction in predictions if prediction.error]
+    for prediction in failed:
+        print(f"coop: {prediction.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _render_predictions(predictions: "Sequence[Prediction]", form: str) -> str:
+    """Return predictions as text, JSON, or CSV with a row for each image and class."""
+    import csv
+    import dataclasses
+    import io
     import json
 
-    from coop.learned import Classifier
-
-    if args.format not in ("text", "json"):
-        raise unknown("format", args.format, ("text", "json"))
-    predictions = Classifier.load(args.place, args.classes, args.device).predict(args.images, args.top)
-    named = zip(map(str, args.images), predictions, strict=True)
-    if args.format == "json":
-        print(json.dumps([{"image": image, "classes": [list(pair) for pair in top]} for image, top in named], indent=1))
-        return 0
-    for image, top in named:
-        print(image)
-        for name, probability in top:
-            print(f"  {100 * probability:5.1f} %  {name}")
-    return 0
+    if form == "json":
+        return json.dumps([dataclasses.asdict(p) for p in predictions], indent=1) + "\n"
+    if form == "csv":
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["image", "rank", "class", "probability", "error"])
+        for p in predictions:
+            ranked = [[p.image, rank, name, value, ""] for rank, (name, value) in enumerate(p.classes, start=1)]
+            writer.writerows(ranked or [[p.image, "", "", "", p.error]])
+        return out.getvalue()
+    lines = []
+    for p in predictions:
+        lines += [p.image, *(f"  {100 * value:5.1f} %  {name}" for name, value in p.classes)]
+        lines += ["  cannot be read"] if p.error else []
+    return "\n".join(lines) + "\n"
 
 
 def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -239,26 +440,43 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument(
         "--architecture", required=True, help="open_clip's name of the backbone it was learned on: RN50"
     )
-    command.add_argument("--pretrained", default="openai", help="its tag or checkpoint file (openai)")
+    command.add_argument("--pretrained", help="its tag or checkpoint file (openai; none for lit_lite)")
     command.add_argument("--ctx-position", default="end", help="end, middle or front: the file does not say it")
-    command.add_argument(
-        "--classes", type=_names, help="class names in label order, with commas, or a file with one a line"
-    )
+    help_classes = "class names in label order: a,b,c or a text file with one a line"
+    command.add_argument("--classes", type=_class_names, help=help_classes)
     command.add_argument("--output", type=Path, required=True, help="the file to write, e.g. prompt.safetensors")
 
 
 def _import(args: argparse.Namespace) -> int:
-    from coop.clip.backbone import load_backbone
+    from coop.clip.backbone import LIT_LITE, load_backbone
     from coop.original import import_coop, original_state
 
-    original_state(args.checkpoint)  # a wrong file is told before a model is loaded
-    names = args.classes
-    if names and len(names) == 1 and Path(names[0]).is_file():
-        names = [line.strip() for line in Path(names[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
-    backbone = load_backbone(args.architecture, args.pretrained)
-    artefact = import_coop(args.checkpoint, backbone, names, args.ctx_position)
-    artefact.save(args.output)
-    print(f"{args.output}: context of shape {tuple(artefact.state['ctx'].shape)}")
+    original_state(args.checkpoint)  # a wrong file is an error before a model is loaded
+    pretrained = args.pretrained or (None if args.architecture == LIT_LITE else "openai")
+    backbone = load_backbone(args.architecture, pretrained)
+    learned = import_coop(args.checkpoint, backbone, args.classes, args.ctx_position)
+    learned.save(args.output)
+    print(f"{args.output}: context of shape {tuple(learned.state['ctx'].shape)}")
+    return 0
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "merge what a run learned into its backbone: an open_clip checkpoint"
+    command = _command(commands, "export", text, _export)
+    command.add_argument("place", type=Path, metavar="RUN", help="a run of a LoRA, LayerNorm or projection method")
+    command.add_argument("--output", type=Path, required=True, help="the file to write: NAME.safetensors")
+
+
+def _export(args: argparse.Namespace) -> int:
+    from coop.errors import CoopError
+    from coop.learned import export_checkpoint, load_method
+
+    if args.output.suffix != ".safetensors":
+        raise CoopError(f"--output {args.output}: open_clip reads this checkpoint by its ending, .safetensors")
+    method = load_method(args.place, "cpu")
+    export_checkpoint(method, args.output)
+    name = method.backbone.architecture
+    print(f"{args.output}: open_clip.create_model({name!r}, pretrained={str(args.output)!r})")
     return 0
 
 
@@ -270,6 +488,19 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
+def _class_names(text: str) -> list[str]:
+    """Return the class names of `a,b,c`, or of a text file that has one on each line."""
+    from coop.errors import CoopError
+
+    path = Path(text)
+    if "," not in text and path.is_file():
+        try:
+            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise CoopError(f"--classes {text} is not a text file in UTF-8: {error}") from error
+    return _names(text)
+
+
 def _put(text: str, output: Path | None) -> None:
     from coop.io import write_text
 
@@ -278,6 +509,139 @@ def _put(text: str, output: Path | None) -> None:
         print(output)
     else:
         print(text, end="")
+
+
+# The commands of `coop data`: what is on disk, what is wrong with it, getting it, and its few-shot samples.
+
+
+class _DataParser(argparse.ArgumentParser):
+    """Take dataset.KEY=VALUE words anywhere among the arguments, as `coop run` does; argparse alone cannot."""
+
+    def parse_known_args(  # type: ignore[override]  # argparse's own overloads say the same in four ways
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = list(args or ())
+        overrides = [word for word in words if word.startswith("dataset.") and "=" in word]
+        parsed, rest = super().parse_known_args([word for word in words if word not in overrides], namespace)
+        parsed.dataset_words = overrides
+        return parsed, rest
+
+
+def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    data = commands.add_parser("data", help="datasets: list, check, prepare, sample")
+    kinds = data.add_subparsers(required=True, metavar="list|check|prepare|sample", parser_class=_DataParser)
+    root = Path(os.environ.get("COOP_DATA", "data"))
+    listed = _command(kinds, "list", "what is there, how complete, under which licence", _data_list)
+    check = _command(kinds, "check", "count, look for and decode every image", _data_check)
+    prepare = _command(kinds, "prepare", "fetch and unpack what can be; say what to do by hand", _data_prepare)
+    sample = _command(kinds, "sample", "print or write a few-shot sample", _data_sample)
+    for command in (check, prepare, sample):
+        command.add_argument("name", help="dataset, see 'coop data list'; folder and csv are your own")
+        command.epilog = "dataset.KEY=VALUE changes the description, e.g. dataset.root=FOLDER"
+    for command in (listed, check, prepare, sample):
+        command.add_argument("--data-root", type=Path, default=root, help="folder of all datasets (COOP_DATA, ./data)")
+    check.add_argument("--no-decode", action="store_true", help="look whether files are there, but do not read them")
+    check.add_argument("--classes", action="store_true", help="print the counts of every class")
+    sample.add_argument("--shots", type=lambda text: text if text == "all" else int(text), required=True,
+                        help="images per class, or all")  # fmt: skip
+    sample.add_argument("--seed", type=int, default=1)
+    sample.add_argument("--validation", default="min4", help="none, min4 (CoOp: min(shots, 4) per class), shots, full")
+    sample.add_argument("--output", help="write a sample file (JSON) instead of printing")
+    sample.add_argument("--split-file", type=Path, help="sample from this split file; the images need not be there")
+
+
+def _dataset_spec(args: argparse.Namespace) -> "DatasetSpec":
+    """Return the description that the arguments name, with their overrides, which are read as `coop run` reads them."""
+    from coop.config import described
+    from coop.runs.grid import single
+
+    values = single(args.dataset_words)
+    return described(args.name, {key.removeprefix("dataset."): value for key, value in values.items()})
+
+
+def _data_list(args: argparse.Namespace) -> int:
+    """Print a line for every dataset."""
+    from tabulate import tabulate
+
+    from coop.data import dataset_descriptions, load_description
+    from coop.data.check import state
+
+    rows = [state(load_description(name), args.data_root) for name in dataset_descriptions()]
+    print(tabulate(rows, ["dataset", "classes", "state", "split", "licence", "folder"], disable_numparse=True))
+    return 0
+
+
+def _data_check(args: argparse.Namespace) -> int:
+    """Print what a dataset is and what is wrong with it; 1 if files are missing or cannot be read."""
+    from tabulate import tabulate
+
+    from coop.data import read_dataset
+    from coop.data.check import SHOWN, check_dataset, class_counts
+    from coop.data.dataset import PARTS
+
+    spec = _dataset_spec(args)
+    dataset = read_dataset(spec, args.data_root)
+    print(f"{dataset.name}: {dataset.root}\nsplit: {dataset.split_source}\nsha256 of its list: {dataset.digest}")
+    print(f"template: {dataset.template}\nlicence: {spec.licence or 'yours'}")
+    counts = class_counts(dataset)
+    print(f"classes: {len(counts)} ({', '.join(name for _, name, *_ in counts[:5])}{', ...' * (len(counts) > 5)})")
+    for part, *of_class in zip(PARTS, *(row[2:] for row in counts), strict=True):
+        print(f"{part}: {sum(of_class)} images, {min(of_class)} to {max(of_class)} per class")
+    if args.classes:
+        print(tabulate(counts, ["label", "class name", *PARTS], disable_numparse=True))
+    for note in dataset.notes:
+        print(f"note: {note}")
+    report = check_dataset(dataset, spec.expected, decode=not args.no_decode)
+    for difference in report.differences:
+        print(f"differs from the whole dataset: {difference}")
+    for path, fault in list(report.faults.items())[:SHOWN]:
+        print(f"FAULT {path}: {fault}")
+    well = "every file is there" if args.no_decode else "every file is there and can be read"
+    print(f"{len(report.faults)} files are missing or cannot be read" if report.faults else well)
+    return 1 if report.faults else 0
+
+
+def _data_prepare(args: argparse.Namespace) -> int:
+    """Fetch a dataset as far as possible; 1 if something is left to do."""
+    from coop.data.prepare import prepare
+
+    spec = _dataset_spec(args)
+    if not spec.directory:
+        raise CoopError(f"dataset '{spec.name}' is your own: there is nothing to fetch")
+    done = prepare(spec, args.data_root, print)
+    print(f"ready: 'coop data check {spec.name}' counts it" if done else "not complete yet")
+    return 0 if done else 1
+
+
+def _data_sample(args: argparse.Namespace) -> int:
+    """Print a sample as path, label, class name - train, then val - or write it as a sample file."""
+    from coop.data import few_shot, few_shot_notes, few_shot_sample, load_split_file, read_dataset
+    from coop.data.splits import names_of, rows_of, sample_text
+
+    if args.output is not None and (not args.output or Path(args.output).is_dir()):
+        raise CoopError(f"--output {args.output!r}: give the name of a file to write")
+    spec, notes = _dataset_spec(args), tuple[str, ...]()
+    train: Sequence[Sequence[Any]]
+    val: Sequence[Sequence[Any]]
+    if args.split_file:
+        split = load_split_file(args.split_file)
+        names_of(split, str(args.split_file), spec.same_names)
+        train, val = few_shot_sample(split, args.shots, args.seed, args.validation)
+    else:
+        dataset = read_dataset(spec, args.data_root)
+        parts = few_shot(dataset, args.shots, args.seed, args.validation)
+        train, val = (rows_of(part, dataset.class_names) for part in parts)
+        notes = (*dataset.notes, *few_shot_notes(dataset, args.shots, args.validation))
+    for note in notes:
+        print(note, file=sys.stderr)
+    if args.output:
+        about = {"dataset": spec.name, "shots": args.shots, "seed": args.seed, "validation": args.validation}
+        _put(sample_text(train, val, **about), Path(args.output))
+        print(f"{len(train)} train and {len(val)} val images written", file=sys.stderr)
+    else:
+        for path, label, name in (*train, *val):
+            print(f"{path}\t{label}\t{name}")
+    return 0
 
 
 if __name__ == "__main__":

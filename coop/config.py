@@ -5,22 +5,26 @@ A key is a group (`dataset=dtd`, `backbone=rn50`, `method=coop`, `protocol=base_
 `RunSettings`. Groups' choices are files: datasets/*.yaml, conf/backbone/*.yaml, conf/protocol/*.yaml.
 """
 
+import inspect
+import json
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from coop.data.description import Description, dataset_descriptions, load_description
 from coop.data.few_shot import VALIDATIONS, Shots
+from coop.data.spec import DatasetSpec, dataset_descriptions, describe_folder, load_description
 from coop.errors import LONGEST, CoopError, first_line, unknown
 from coop.io import cache_folder, resource_folder
-from coop.options import OPTIONS, MethodOptions, from_mapping, method_options, resolved
+from coop.options import OPTIONS, MethodOptions, from_mapping, method_options
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 PROTOCOLS = ("all_classes", "base_to_new", "cross_dataset", "domain_generalisation")
@@ -39,19 +43,11 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
-class TargetConfig:
-    """Another dataset that a run is tested on: the name that results give it, and its description."""
-
-    name: str
-    description: Description
-
-
-@dataclass(frozen=True)
 class ProtocolConfig:
-    """What is trained and tested on."""
+    """What is trained and tested on. `targets` are the other datasets that are tested on, each with its own name."""
 
     name: str = "all_classes"
-    targets: tuple[TargetConfig, ...] = ()
+    targets: tuple[DatasetSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class RunSettings:
 class RunConfig:
     """One run. `shots` and `seed` are 0 where the method does not train."""
 
-    dataset: Description
+    dataset: DatasetSpec
     backbone: BackboneConfig
     method: str
     options: MethodOptions
@@ -126,7 +122,7 @@ def _run_config(values: Mapping[str, Any]) -> RunConfig:
         dataset=dataset,
         backbone=backbone_config(values),
         method=method,
-        options=resolved(method_options(kind, values), shots, dataset.name),
+        options=method_options(kind, values).resolved(shots, dataset.name),
         protocol=protocol_config(values, dataset.name),
         shots=shots,
         seed=seed,
@@ -152,12 +148,18 @@ def chosen_method(values: Mapping[str, Any]) -> str:
     return method
 
 
+@cache
+def option_names(method: str) -> frozenset[str]:
+    """Return the keys of a method's options, without what is nested in them."""
+    return frozenset(f.name for f in fields(OPTIONS[method]))
+
+
 def check_keys(keys: Iterable[str]) -> None:
     """Raise CoopError, with the closest match, for a key that nothing reads."""
-    options = {f.name for kind in OPTIONS.values() for f in fields(kind)}
+    options = set().union(*map(option_names, OPTIONS))
     for key in keys:
         head, _, rest = key.partition(".")
-        inside = {"dataset": fields(Description), "backbone": fields(BackboneConfig)}
+        inside = {"dataset": fields(DatasetSpec), "backbone": fields(BackboneConfig)}
         if head in inside and rest:
             names = [f.name for f in inside[head]]
             if rest.split(".")[0] not in names:
@@ -173,14 +175,14 @@ def unused_keys(values: Mapping[str, Any]) -> dict[str, str]:
     """Return {key: why the chosen method does not use it} for those of `values` that it does not use."""
     method = chosen_method(values)
     kind = OPTIONS[method]
-    names = {f.name for f in fields(kind)}
+    names = option_names(method)
     out: dict[str, str] = {}
     for key in values:
         head = key.split(".")[0]
         if head in SAMPLE_KEYS and not kind.trains:
             out[key] = f"method={method} does not train; for methods that do: {_listed(_training_methods())}"
         elif head not in names and head not in _SETTINGS and head not in GROUPS:
-            having = [name for name, other in OPTIONS.items() if head in {f.name for f in fields(other)}]
+            having = [name for name in OPTIONS if head in option_names(name)]
             out[key] = f"method={method} has no {head}; methods that have it: {_listed(having)}"
     if "n_ctx" in values and values["n_ctx"] is not None and "ctx_init" in names:
         given = {k: v for k, v in values.items() if k == "ctx_init"}
@@ -199,28 +201,23 @@ def unused_keys(values: Mapping[str, Any]) -> dict[str, str]:
     return out
 
 
-def dataset_config(values: Mapping[str, Any]) -> Description:
+def dataset_config(values: Mapping[str, Any]) -> DatasetSpec:
     """Return the description of the dataset that is trained on."""
     return described(_choice("dataset", values), _inside("dataset", values))
 
 
-_described: dict[str, Description] = {}  # a sweep's runs share few datasets
+_described: dict[str, DatasetSpec] = {}  # a sweep's runs share few datasets
 
 
-def described(name: str, changes: Mapping[str, Any]) -> Description:
-    """Return the description called `name` with changed keys; an own folder or CSV is called by its last part."""
+def described(name: str, changes: Mapping[str, Any]) -> DatasetSpec:
+    """Return the description called `name` with changed keys; equal ones are one object."""
     known = repr((name, sorted(changes.items())))
     if known not in _described:
         nested: dict[str, Any] = {}
         for key, value in changes.items():
             head, _, rest = key.partition(".")
             nested[head] = {**nested.get(head, {}), rest: value} if rest else value
-        place = nested.get("root") or nested.get("file")
-        if name in ("folder", "csv") and "name" not in nested and place:
-            nested["name"] = Path(str(place)).expanduser().absolute().with_suffix("").name or name
-        description = load_description(name, **nested)
-        _check_name("dataset.name", description.name)
-        _described[known] = description
+        _described[known] = load_description(name, **nested)
     return _described[known]
 
 
@@ -261,7 +258,7 @@ def backbone_config(values: Mapping[str, Any]) -> BackboneConfig:
 
 
 def protocol_config(values: Mapping[str, Any], dataset: str) -> ProtocolConfig:
-    """Return the protocol and its targets, each with a name of its own. Raises CoopError for a target named twice."""
+    """Return the protocol that is chosen and its targets. Raises CoopError for a target that is named twice."""
     keys = {**_file("protocol", _choice("protocol", values)), **_inside("protocol", values)}
     name, targets = keys.get("name"), keys.get("targets")
     if name not in PROTOCOLS:
@@ -272,40 +269,37 @@ def protocol_config(values: Mapping[str, Any], dataset: str) -> ProtocolConfig:
         raise CoopError("protocol=base_to_new tests on both halves of its dataset: it has no protocol.targets")
     if name in ("cross_dataset", "domain_generalisation") and not targets:
         raise CoopError(f"protocol={name} needs protocol.targets=[...]: the datasets to test on")
-    return ProtocolConfig(name, _named([_target(target) for target in targets or ()], dataset))
+    specs: list[DatasetSpec] = []
+    for target in targets or ():
+        taken = [dataset, *(spec.name for spec in specs)]
+        spec = _target(target, taken)
+        if spec.name in taken:
+            raise CoopError(f"protocol.targets names '{spec.name}' twice, or the dataset that is trained on")
+        specs.append(spec)
+    return ProtocolConfig(name, tuple(specs))
 
 
-def _target(target: Any) -> Description:
-    """Return a target's description: of a known dataset, of a folder by its path, or of a mapping with a name."""
-    if isinstance(target, Mapping):
-        keys = {str(key): value for key, value in target.items()}
-        name = str(keys.pop("name", "folder"))
-        if name not in group_choices("dataset") and ("root" in keys or "file" in keys):
-            return described("csv" if "file" in keys else "folder", {**keys, "name": name})
-        return described(name, keys)
-    if not isinstance(target, str):
-        raise CoopError(f"protocol.targets: {_short(target)} is no name of a dataset, no folder and no mapping")
-    if target not in group_choices("dataset") and ("/" in target or target.startswith(("~", "."))):
-        if not Path(target).expanduser().exists():
-            raise CoopError(f"protocol.targets: there is no folder {_short(target)}")
-        csv = target.endswith(".csv")
-        return described("csv" if csv else "folder", {"file" if csv else "root": target})
-    return described(target, {})
+def _target(target: Any, taken: Sequence[str]) -> DatasetSpec:
+    """Return a target's description: of a known dataset, of an own folder or CSV by its path, or of a mapping.
 
-
-def _named(targets: Sequence[Description], dataset: str) -> tuple[TargetConfig, ...]:
-    """Give each target a name of its own: of two folders with the same last part, more of their paths."""
-    names = [target.name for target in targets]
-    for parts in range(2, 8):
-        twice = {name for name in [dataset, *names] if [dataset, *names].count(name) > 1}
-        for i, target in enumerate(targets):
-            place = target.root or target.file
-            if names[i] in twice and place:
-                names[i] = "-".join(Path(place).expanduser().absolute().with_suffix("").parts[-parts:]).replace("/", "")
-    for i, name in enumerate(names):
-        if name in [dataset, *names[:i]]:
-            raise CoopError(f"protocol.targets names '{name}' twice, or the dataset that is trained on: leave it out")
-    return tuple(TargetConfig(name, target) for name, target in zip(names, targets, strict=True))
+    A mapping has changed keys, and the `name` of a known dataset, or the `root` (or `file`) of an own one. An own one
+    is called by the last part of its path, with more of the path where that name is in `taken`.
+    """
+    keys = {str(key): value for key, value in target.items()} if isinstance(target, Mapping) else {"name": target}
+    name, place = keys.get("name"), keys.pop("root", None) or keys.pop("file", None)
+    if place is None and isinstance(name, str) and ("/" in name or name.startswith(("~", "."))):
+        place = keys.pop("name")
+    if name in group_choices("dataset") and name not in ("folder", "csv"):
+        del keys["name"]
+        return described(str(name), {**keys, **({"root": place} if place else {})})
+    if place is None:
+        raise unknown("target", _short(name), group_choices("dataset"))
+    if name in ("folder", "csv"):
+        del keys["name"]
+    known = repr((place, sorted(keys.items()), taken))
+    if known not in _described:
+        _described[known] = describe_folder(str(place), taken, **keys)
+    return _described[known]
 
 
 def _choice(group: str, values: Mapping[str, Any]) -> str:
@@ -319,6 +313,42 @@ def _choice(group: str, values: Mapping[str, Any]) -> str:
 
 def _inside(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{group}.")}
+
+
+def config_text(config: RunConfig) -> str:
+    """Return a configuration as YAML, its keys as the command line has them; a dataset's empty keys are left out."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    options = plain.pop("options")
+    empty = asdict(DatasetSpec("", "", ""))
+    for description in (plain["dataset"], *plain["protocol"]["targets"]):
+        for key in [key for key, value in description.items() if value == empty[key]]:
+            del description[key]
+    head = {group: plain.pop(group) for group in GROUPS}
+    text: str = yaml.safe_dump({**head, **options, **plain}, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def key_help() -> str:
+    """Return what every key means and what it is by default, as text."""
+    lines = [f"{group}={default}: one of {', '.join(group_choices(group))}" for group, default in GROUPS.items()]
+    lines += [f"{f.name}={_default(f)}: {f.metadata['help']}" for f in fields(RunSettings)]
+    for name, kind in OPTIONS.items():
+        keys = {f.name: getattr(kind(), f.name) for f in fields(kind)}
+        flat = {k: v for k, v in keys.items() if not is_dataclass(v)}
+        for key, value in keys.items():
+            if is_dataclass(value):
+                flat |= {f"{key}.{inner}": v for inner, v in vars(value).items()}
+        lines += ["", f"method={name}", *textwrap.wrap(inspect.cleandoc(kind.__doc__ or ""), 116)]
+        lines += textwrap.wrap("Keys: " + ", ".join(f"{k}={_default_text(v)}" for k, v in flat.items()), 116)
+    return "\n".join(lines) + "\n"
+
+
+def _default(of: "Field[Any]") -> str:
+    return _default_text(of.default)
+
+
+def _default_text(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def resolve_interpolations(values: Mapping[str, Any]) -> Mapping[str, Any]:

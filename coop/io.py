@@ -1,11 +1,14 @@
-"""Where files lie that are not code - descriptions that come with the toolkit, its cache - and how to write one."""
+"""Where files lie that are not code, how to write one, and progress on the terminal."""
 
 import json
 import os
+import re
+import stat
 import sys
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from coop.errors import CoopError
 
 ASSETS = Path(__file__).resolve().parent / "assets"
+PROGRESS_SECONDS = 30.0  # between two lines of progress where there is no terminal
+TEMPORARY = ".tmp"  # ending of a file that is being written
+STALE_SECONDS = 3600.0  # after which it is taken for that of a killed writer
 
 
 def resource_folder(name: str) -> Path:
@@ -34,19 +40,83 @@ def resource_folder(name: str) -> Path:
 
 def cache_folder() -> Path:
     """Return the folder for what can be computed again: COOP_CACHE, or ~/.cache/coop."""
-    return Path(os.environ.get("COOP_CACHE") or Path.home() / ".cache" / "coop").expanduser()
+    named = os.environ.get("COOP_CACHE")
+    try:
+        return Path(named).expanduser() if named else Path.home() / ".cache" / "coop"
+    except RuntimeError as error:
+        place = f"COOP_CACHE={named}" if named else "~/.cache/coop"
+        raise CoopError(f"{place}: there is no such home folder; set COOP_CACHE to a folder") from error
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a file beside `path` to write, which takes its place if nothing fails, and goes if something does."""
+    """Write a file whole or not at all: yield a temporary path, rename it to `path` on success, remove it on failure.
+
+    A symbolic link stays, and the file that it leads to is replaced. A device or a pipe is written to directly. The
+    file is readable by the umask. Raises OSError for what the system refuses, CoopError where `path` is a folder.
+    """
+    path = Path(os.path.realpath(path))
+    with suppress(FileNotFoundError):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise CoopError(f"{path} is a folder: name a file")
+        if not stat.S_ISREG(mode):
+            yield from _written_directly(path)
+            return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    _remove_leftovers(path)
+    temporary = path.with_name(f"{_prefix(path)}{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
+        temporary.touch()
+        permissions = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        temporary.chmod(permissions)  # some writers make a file of their own, for its owner alone
         os.replace(temporary, path)
+    except Exception as error:
+        raise _as_os_error(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:60]}."
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of `path` whose writer was killed an hour ago or more."""
+    for other in os.scandir(path.parent):
+        if other.name.startswith(_prefix(path)) and other.name.endswith(TEMPORARY):
+            with suppress(OSError):
+                if time.time() - other.stat().st_mtime > STALE_SECONDS:
+                    os.unlink(other.path)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what killed writers left in `folder` (not below it); the caller holds the folder's lock."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def _written_directly(path: Path) -> Iterator[Path]:
+    """Yield a temporary file, and copy it to a device or a pipe afterwards."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / "content"
+        temporary.touch()
+        yield temporary
+        with path.open("wb", buffering=0) as target, temporary.open("rb") as source:
+            while block := source.read(2**20):
+                target.write(block)
+
+
+def _as_os_error(error: Exception, path: Path) -> Exception:
+    """Return the system's refusal that a library's error stands for ("os error 28"), or the error itself."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found and not isinstance(error, OSError | CoopError):
+        number = int(found[1])
+        return OSError(number, os.strerror(number), str(path))
+    return error
 
 
 T = TypeVar("T")
@@ -79,11 +149,16 @@ def progress_display() -> Iterator[Progress]:
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Yield `items`, showing how many of `total` are done."""
+    """Yield `items`, showing how many of `total` are done: a bar on a terminal, elsewhere a line every 30 seconds."""
     with progress_display() as display:
         task = display.add_task(description, total=total)
+        begin = shown = time.monotonic()
         try:
-            for item in items:
+            for done, item in enumerate(items):
+                now = time.monotonic()
+                if display.disable and now - shown >= PROGRESS_SECONDS:
+                    print(f"{description}: {done} of {total} after {now - begin:.0f} s", file=sys.stderr, flush=True)
+                    shown = now
                 yield item
                 display.advance(task)
         finally:
@@ -91,13 +166,13 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file whole or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file whole or not at all."""
     write_text(path, json.dumps(value, indent=1, default=str) + "\n")
 
 

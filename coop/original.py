@@ -1,7 +1,8 @@
-"""The original's checkpoints (`prompt_learner/model.pth.tar-<epoch>`), read without executing anything in them.
+"""Checkpoints of the original CoOp code (`prompt_learner/model.pth.tar-<epoch>`), read without executing them.
 
-They hold more than tensors - Dassl's scheduler is in them as a live object - so that `torch.load` refuses them. Every
-name in the file that torch does not know is bound to an inert class here; torch's restricted unpickler does the rest.
+They hold more than tensors: the optimiser's state (a `collections.defaultdict` with momentum buffers) and Dassl's
+scheduler, a live object. `torch.load(weights_only=True)` refuses them. Here every name in the file that torch does not
+know is bound to an empty stand-in, and torch's restricted unpickler reads the rest.
 """
 
 import dataclasses
@@ -17,23 +18,36 @@ from torch import Tensor
 
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
-from coop.learned import Learned
+from coop.learned import Learned, backbone_fields
 from coop.methods.base import Classes
-from coop.methods.coop import CoOpOptions
+from coop.options import CoOpOptions
 
 
-class Inert:
-    """Stands for any object of the file: takes everything and does nothing."""
+class IgnoredObject(list[Any]):
+    """A stand-in for any object in the file: accepts arguments, items and a state, and does nothing with them."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        pass
+        super().__init__()
 
     def __setstate__(self, _: Any) -> None:
         pass
 
 
+class IgnoredMapping:
+    """A stand-in for a dictionary type: an empty dict, whose items the unpickler may set."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return {}
+
+
+MAPPINGS = ("collections.defaultdict",)
+
+
 def original_state(path: Path) -> dict[str, Tensor]:
-    """Return the checkpoint's state_dict, in float32, without a "module." in front of its names."""
+    """Return the checkpoint's state_dict, in float32, without a "module." in front of its names.
+
+    Raises CoopError for a file that is not such a checkpoint, and for tensors that are not dense numbers.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -42,8 +56,9 @@ def original_state(path: Path) -> dict[str, Tensor]:
         raise CoopError(f"{path} is not a PyTorch checkpoint (a zip archive, as torch 1.6 and later write it)")
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
-        with torch.serialization.safe_globals([(Inert, name) for name in names]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other pickle protocols, which the error below tells
+        known: list[Any] = [(IgnoredMapping if name in MAPPINGS else IgnoredObject, name) for name in names]
+        with torch.serialization.safe_globals(known), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about other pickle protocols; the error below covers them
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way
         reason = " ".join(str(error).split())[:200]
@@ -51,11 +66,14 @@ def original_state(path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CoopError(f"{path} has no state_dict of tensors: it is not a checkpoint of the original code")
+    for name, value in state.items():
+        if value.is_quantized or value.layout != torch.strided or value.is_complex():
+            raise CoopError(f"{path}: the tensor {name} is quantised, sparse or complex: save it as plain numbers")
     return {str(name).removeprefix("module."): value.float() for name, value in state.items()}
 
 
 def import_coop(path: Path, backbone: Backbone, class_names: Sequence[str] | None, ctx_position: str) -> Learned:
-    """Return the context of an original CoOp checkpoint as an artefact for `backbone`.
+    """Return the context of an original CoOp checkpoint as a learned file's content for `backbone`.
 
     The file does not say where the class name goes (`ctx_position`), for which classes it was learned (`class_names`;
     a unified context may be imported without) and on which backbone: its width and, where the file has it, its
@@ -67,6 +85,8 @@ def import_coop(path: Path, backbone: Backbone, class_names: Sequence[str] | Non
         raise CoopError(
             f"{path} holds no context `ctx`, only {', '.join(sorted(state)) or 'nothing'}: it is not CoOp's"
         )
+    if not ctx.isfinite().all():
+        raise CoopError(f"the context in {path} holds values that are not finite: train it again")
     if ctx.shape[-1] != backbone.width:
         raise CoopError(
             f"the context in {path} is {ctx.shape[-1]} wide, but the text tower of {backbone.architecture} "
@@ -78,8 +98,14 @@ def import_coop(path: Path, backbone: Backbone, class_names: Sequence[str] | Non
     if class_specific and len(names) != len(ctx):
         raise CoopError(f"the context in {path} is for {len(ctx)} classes, {len(names)} class names were given")
     options = CoOpOptions(n_ctx=ctx.shape[-2], ctx_position=ctx_position, class_specific=class_specific, epochs=0)
-    about = (backbone.architecture, backbone.pretrained, backbone.precision, backbone.identity)
-    return Learned("coop", dataclasses.asdict(options), Classes(names), 1, *about, {"ctx": ctx.contiguous()})
+    return Learned(
+        method="coop",
+        options=dataclasses.asdict(options),
+        classes=Classes(names),
+        seed=1,
+        **backbone_fields(backbone),
+        state={"ctx": ctx.contiguous()},
+    )
 
 
 def _check_tower(path: Path, state: dict[str, Tensor], backbone: Backbone) -> None:
@@ -88,7 +114,8 @@ def _check_tower(path: Path, state: dict[str, Tensor], backbone: Backbone) -> No
     if prefix is None or not backbone.vocabulary.head:
         return
     ours = backbone.token_embedding[backbone.vocabulary.head[0]].float().cpu()
-    if not torch.allclose(prefix.reshape(-1, prefix.shape[-1])[0], ours, atol=2e-3):  # the file's may be half precision
+    kept = prefix.reshape(-1, prefix.shape[-1])
+    if kept.shape[-1] != len(ours) or not len(kept) or not torch.allclose(kept[0], ours, atol=2e-3):  # may be float16
         raise CoopError(
             f"the token embeddings in {path} are not those of {backbone.architecture} with pretrained="
             f"{backbone.pretrained}: name the backbone that it was learned on"

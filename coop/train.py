@@ -1,4 +1,4 @@
-"""CoOp's optimiser, schedule and batches (protocol of trainers/coop.py and Dassl)."""
+"""The training loop, learning-rate schedules and batches; the defaults are CoOp's (trainers/coop.py and Dassl)."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -30,17 +30,43 @@ def learning_rates(
     return rates
 
 
+def cosine_by_step(
+    steps: int, lr: float, warmup_steps: int = 0, warmup_lr: float = 1e-5, linear: bool = False, final: float = 0.0
+) -> list[float]:
+    """Return the learning rate of every step: cosine annealing by step from `lr` towards `final`, after a warm-up.
+
+    Step k (from 0) has final + (lr - final) (1 + cos(pi (k - warmup_steps) / steps)) / 2: without a warm-up PyTorch's
+    CosineAnnealingLR over `steps`, with one its beginning. A warm-up step has `warmup_lr`; with `linear`, lr k /
+    warmup_steps, and `warmup_lr` at step 0 alone.
+    """
+    rates = []
+    for k in range(steps):
+        if k < warmup_steps:
+            rates.append(lr * k / warmup_steps if linear and k else warmup_lr)
+        else:
+            rates.append(final + (lr - final) * (1 + math.cos(math.pi * (k - warmup_steps) / steps)) / 2)
+    return rates
+
+
 def steps_per_epoch(n: int, batch_size: int, drop_last: bool = True) -> int:
     """Return the number of batches; `drop_last` drops an incomplete last one, unless it is the only one."""
     return max(n // batch_size, 1) if drop_last else math.ceil(n / batch_size)
 
 
 def epoch_batches(
-    data: Samples, epochs: int, batch_size: int, generator: torch.Generator, drop_last: bool = True
+    data: Samples,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    drop_last: bool = True,
+    first_view: int = 0,
 ) -> Iterator[Batch]:
-    """Yield the batches of all epochs: each epoch draws a view of each image, then an order."""
+    """Yield the batches of all epochs: each epoch draws a view of each image, then an order.
+
+    Where views belong to epochs (`data.fresh`), epoch t shows view `first_view` + t.
+    """
     for epoch in range(epochs):
-        drawn = data.draw(epoch, generator)
+        drawn = data.draw(first_view + epoch, generator)
         order = torch.randperm(len(data), generator=generator)
         for step in range(steps_per_epoch(len(data), batch_size, drop_last)):
             chosen = order[step * batch_size : (step + 1) * batch_size]
@@ -62,7 +88,7 @@ def train(
 ) -> list[float]:
     """Take one step per batch at the given learning rates; return every step's loss.
 
-    `backward` computes a batch's gradients and returns its loss; `after_step` is told the number of each step, from 0.
+    `backward` computes a batch's gradients and returns its loss; `after_step` gets the number of each step, from 0.
 
     Raises CoopError, with the step and its learning rate, when a loss is not finite.
     """

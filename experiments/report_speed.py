@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from coop.cli import main as coop
-from coop.data.description import load_description
+from coop.data import load_description
 from coop.evaluate import evaluate, predictions
 from coop.io import track, write_json
 from coop.runs.grid import study_cells

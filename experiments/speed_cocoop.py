@@ -79,7 +79,7 @@ def measure(classes: Sequence[int] = (100, 1000), threads: int = 2, repeats: int
 def _measure_one(way: str, classes: int, threads: int, repeats: int) -> Row:
     torch.set_num_threads(threads)
     keep_freed_memory()
-    backbone = load_backbone(ARCHITECTURE)
+    backbone = load_backbone(ARCHITECTURE, "random")
     names = Classes(tuple(open_clip.IMAGENET_CLASSNAMES[:classes]))
     method = CoCoOp(backbone, names, CoCoOpOptions())
     if way == "plain":
@@ -163,6 +163,7 @@ def report(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--classes", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--threads", type=int, default=2)

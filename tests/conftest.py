@@ -22,6 +22,13 @@ def assets() -> Path:
     return Path(place).resolve()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a browser."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
+
+
 torch.set_num_threads(1)  # tests run side by side: more threads than cores make every one wait
 
 

@@ -1,6 +1,8 @@
 """A web server for download tests: byte ranges, and every way of failing that real ones have."""
 
+import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +19,8 @@ class Files(ThreadingHTTPServer):
         self.drops: dict[str, list[int]] = {}
         self.statuses: dict[str, list[int]] = {}
         self.types: dict[str, str] = {}
+        self.redirects: dict[str, str] = {}
+        self.slow: dict[str, float] = {}
         self.ranges = True
         self.version = "1"
         self.requests: list[tuple[str, str | None]] = []
@@ -36,6 +40,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((path, wanted))
         if self.server.statuses.get(path):
             self.send_error(self.server.statuses[path].pop(0))
+            return
+        if path in self.server.redirects:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirects[path])
+            self.end_headers()
             return
         if path not in self.server.files:
             self.send_error(404)
@@ -59,7 +68,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         drops = self.server.drops.get(path)
         end = start + drops.pop(0) if drops else len(content)
-        self.wfile.write(content[start:end])
+        step = 1000 if path in self.server.slow else len(content)
+        for piece in range(start, end, step):
+            time.sleep(self.server.slow.get(path, 0.0))
+            try:
+                self.wfile.write(content[piece : min(piece + step, end)])
+            except OSError:
+                return  # the client has had enough
 
     def log_message(self, *_: object) -> None:
         """Keep quiet."""
@@ -73,6 +88,25 @@ def serving(files: dict[str, bytes]) -> Iterator[Files]:
         thread.start()
         try:
             yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def raw_server(reply: bytes) -> Iterator[str]:
+    """Answer every request with `reply` as it is; yield the address."""
+
+    class Raw(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(reply)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Raw) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/a"
         finally:
             server.shutdown()
             thread.join()

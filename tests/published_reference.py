@@ -35,6 +35,7 @@ class Fact(NamedTuple):
 
     source: str
     paper: str
+    table: str
     method: str
     backbone: str
     dataset: str
@@ -47,7 +48,8 @@ def reference_facts(folder: Path) -> Iterator[Fact]:
     """Yield every number of the reference's tables that a study may show."""
     for path in sorted(folder.glob("*.csv")):
         for row in rows_of(path):
-            about = (row.get("source", ""), row.get("paper", ""), row.get("method") or row.get("init", ""))
+            source = public_source(row.get("source", ""))
+            about = (source, row.get("paper", ""), row.get("table", ""), row.get("method") or row.get("init", ""))
             backbone = BACKBONES.get(row.get("backbone", ""), "")
             if path.stem[0] == "a":
                 dataset = COLUMNS[row["dataset"]]
@@ -63,12 +65,18 @@ def reference_facts(folder: Path) -> Iterator[Fact]:
                 for name in COLUMNS.keys() & row.keys():
                     if is_number(row[name]):
                         yield Fact(*about, backbone, dataset, "", COLUMNS[name], float(row[name]))
+            elif path.stem[0] == "n":
+                dataset = COLUMNS[row["dataset"]]
+                for name in ("accuracy", "base", "new", "H"):
+                    if is_number(row[name]):
+                        target = COLUMNS.get(name, dataset)
+                        yield Fact(*about, backbone, dataset, row["shots"], target, float(row[name]))
             elif path.stem[0] == "h":
                 yield from clip_facts(row)
             elif path.stem[0] == "i":
                 name = open_clip_backbone(row["model"], row["pretrained"])
                 for column, target in OPEN_CLIP.items():
-                    yield Fact(row["source"], "", "open_clip", name, "", "0", target, 100 * float(row[column]))
+                    yield Fact(source, "", "", "", name, "", "0", target, 100 * float(row[column]))
 
 
 def clip_facts(row: dict[str, str]) -> Iterator[Fact]:
@@ -77,7 +85,9 @@ def clip_facts(row: dict[str, str]) -> Iterator[Fact]:
     target = next((DATASETS[word] for word in re.findall(r"\w+", row["item"])[::-1] if word in DATASETS), "")
     backbones = re.findall(r"RN\d+(?:x\d+)?|ViT-B/\d+", row["item"] if "/" in row["item"] else row["table"])
     for value, backbone in zip(values, backbones or [""], strict=False):
-        yield Fact(row["source"], row["paper"], row["table"], BACKBONES.get(backbone, ""), "", "", target, float(value))
+        source = public_source(row["source"])
+        table = re.sub(r", RN50\)", ")", row["table"])
+        yield Fact(source, row["paper"], table, "", BACKBONES.get(backbone, ""), "", "", target, float(value))
 
 
 def open_clip_backbone(model: str, pretrained: str) -> str:
@@ -87,6 +97,15 @@ def open_clip_backbone(model: str, pretrained: str) -> str:
         if f"architecture: {model}\n" in text and f"pretrained: {pretrained}\n" in text:
             return path.stem
     return "none of ours"
+
+
+def public_source(text: str) -> str:
+    """Return a source without the numbers that only the reference's own store of texts knows."""
+    text = re.sub(
+        r",? \(?(?:stored|text-index)(?: full)?(?: text)? ids? \d+(?: and \d+)?(?: \(at about [\d,]+\))?,?\)?", "", text
+    )
+    text = text.replace(" (already in this file, verified)", "")
+    return re.sub(r"\s+", " ", re.sub(r"^stored full text id \d+$", "'RVP' paper, 16-shot table", text)).strip(" ,")
 
 
 def is_number(text: str) -> bool:

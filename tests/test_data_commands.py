@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from coop.data.commands import add_data_commands
-from coop.errors import CoopError
+from coop.cli import main
 from tests.test_data_few_shot import SPLIT_FILES
 
 REDUCED = {
@@ -22,11 +20,7 @@ REDUCED = {
 
 
 def coop(*words: str) -> int:
-    parser = ArgumentParser()
-    add_data_commands(parser.add_subparsers(required=True))
-    args = parser.parse_args(["data", *words])
-    code: int = args.run(args)
-    return code
+    return main(["data", *words])
 
 
 @pytest.fixture
@@ -104,7 +98,7 @@ def test_sample_is_printed_or_written(eurosat: Path, tmp_path: Path, capsys: pyt
         ["1", "River"]
     ] * 2
     assert coop(*words, "--output", str(tmp_path / "s.json")) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == f"{tmp_path / 's.json'}\n"
     written = json.loads((tmp_path / "s.json").read_text())
     assert [[row[0], str(row[1]), row[2]] for row in written["train"] + written["val"]] == rows
 
@@ -115,16 +109,50 @@ def test_own_folder_by_root(eurosat: Path, capsys: pytest.CaptureFixture[str]) -
     assert "own split: 50/20/30" in out and out.startswith("land: ")
 
 
-def test_mistakes_are_coop_errors(eurosat: Path) -> None:
-    with pytest.raises(CoopError, match="did you mean 'eurosat'"):
-        coop("check", "eurosta")
-    with pytest.raises(CoopError, match="'dtd' is not there"):
-        coop("check", "dtd", "--data-root", str(eurosat))
-    with pytest.raises(CoopError, match="nothing to fetch"):
-        coop("prepare", "folder", f"dataset.root={eurosat}")
-    with pytest.raises(CoopError, match="did you mean 'root'"):
-        coop("check", "folder", "dataset.rot=x")
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("check eurosta", "did you mean 'eurosat'"),
+        ("check dtd", "'dtd' is not there"),
+        ("prepare folder dataset.root=x", "nothing to fetch"),
+        ("check folder dataset.rot=x", "did you mean 'root'"),
+        ("sample eurosat --shots 1 --output=", "--output ''"),
+        ("sample eurosat --shots 1 --output .", "the name of a file"),
+        ("sample eurosat --shots 1 dataset.rename=[", "dataset.rename=["),
+        ("sample eurosat --shots 1 dataset.rename=[1]", "dataset 'eurosat' is wrong"),
+        ("sample eurosat --shots 1 dataset.split_seed={", "dataset.split_seed={"),
+        ("sample eurosat --shots 1 --validation min5", "did you mean 'min4'"),
+        ("sample eurosat --shots 0", "from 1 on"),
+        ("check folder dataset.root=x dataset.name=../y", "dataset.name='../y'"),
+    ],
+)
+def test_mistakes_are_one_sentence(eurosat: Path, words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert coop(*words.split(), "--data-root", str(eurosat)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and told in err and err.count("\n") == 1 and len(err) < 500
+
+
+@pytest.mark.parametrize("words", [["check", "folder", "root=x"], ["sample", "eurosat", "--shots", "many"]])
+def test_words_that_no_command_takes(words: list[str]) -> None:
     with pytest.raises(SystemExit):
-        coop("check", "folder", "root=x")
-    with pytest.raises(SystemExit):
-        coop("sample", "eurosat", "--shots", "many")
+        coop(*words)
+
+
+@pytest.mark.parametrize("quotes", ["{}", "'{}'", '"{}"'])
+@pytest.mark.parametrize("template", ["a photo of a {}, a type of bird.", "{} texture: [rough], #1", "true {}"])
+def test_a_template_is_taken_as_the_shell_passes_it(
+    eurosat: Path, template: str, quotes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = f"dataset.root={eurosat / 'eurosat/2750'}"
+    given = f"dataset.template={quotes.replace('{}', template)}"
+    assert coop("check", "folder", "--no-decode", root, given) == 0
+    assert f"template: {template}\n" in capsys.readouterr().out
+
+
+def test_the_validation_rule_of_a_sample(eurosat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = {}
+    for rule in ("none", "min4", "full"):
+        assert coop("sample", "eurosat", "--shots", "1", "--validation", rule, "--data-root", str(eurosat)) == 0
+        lines[rule] = capsys.readouterr().out.splitlines()
+    assert [len(lines[rule]) for rule in lines] == [2, 4, 6]
+    assert lines["min4"][:2] == lines["none"] == lines["full"][:2]

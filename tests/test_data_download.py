@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from coop.data.download import TRIES, download
+from coop.data.prepare import SLOWEST, TRIES, download
 from coop.errors import CoopError
-from tests.data_server import serving
+from tests.data_server import raw_server, serving
 
 CONTENT = random.Random(1).randbytes(100_000)
 MD5, SHA256 = hashlib.md5(CONTENT).hexdigest(), hashlib.sha256(CONTENT).hexdigest()
@@ -80,7 +80,7 @@ def test_passing_server_errors_are_waited_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["md5", "sha256"])
 def test_a_wrong_checksum_leaves_nothing(tmp_path: Path, kind: str) -> None:
-    with serving({"a": CONTENT}) as server, pytest.raises(CoopError, match=f"{kind} .*expected 00"):
+    with serving({"a": CONTENT}) as server, pytest.raises(CoopError, match=f"expected {kind}:00 but got"):
         download(server.url("a"), tmp_path / "a", **{kind: "00"})
     assert names(tmp_path) == []
 
@@ -102,3 +102,38 @@ def test_no_server_at_all(tmp_path: Path) -> None:
         download(url, tmp_path / "a", pause=0.0)
     with pytest.raises(CoopError, match="not a web address"):
         download("nonsense", tmp_path / "a", pause=0.0)
+
+
+def test_a_download_that_takes_too_long_is_given_up_and_kept(tmp_path: Path) -> None:
+    with serving({"a": CONTENT}) as server:
+        server.slow["a"] = 0.05  # seconds before each of 100 pieces
+        with pytest.raises(CoopError, match="too slow.*run this again"):
+            download(server.url("a"), tmp_path / "a", time_limit=0.3 - len(CONTENT) / SLOWEST)
+        assert names(tmp_path) == ["a.part", "a.part.tag"]
+        assert 0 < (tmp_path / "a.part").stat().st_size < len(CONTENT)
+        server.slow.clear()
+        download(server.url("a"), tmp_path / "a", sha256=SHA256)
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+def test_redirects_stay_with_the_web(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    with serving({"a": CONTENT}) as server:
+        for target in ("ftp://127.0.0.1/a", f"file://{tmp_path}/secret", "data:,x"):
+            server.redirects["r"] = target
+            with pytest.raises(CoopError, match="refused|refuses"):
+                download(server.url("r"), tmp_path / "b", pause=0.0)
+        server.redirects["r"] = server.url("a")
+        download(server.url("r"), tmp_path / "b", sha256=SHA256)
+    assert names(tmp_path) == ["b", "secret"]
+    for url in ("ftp://127.0.0.1/a", f"file://{tmp_path}/secret", "data:,x"):
+        with pytest.raises(CoopError, match="not a web address"):
+            download(url, tmp_path / "c")
+
+
+def test_a_binary_reply_is_never_printed_raw(tmp_path: Path) -> None:
+    noise = bytes(random.Random(2).randbytes(3000)).replace(b"\n", b"")
+    for reply in (noise + b"\n", b"HTTP/1.1 404 " + noise + b"\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + noise + b"\r\n\r\n"):
+        with raw_server(reply) as url, pytest.raises(CoopError) as error:
+            download(url, tmp_path / "a", pause=0.0)
+        assert str(error.value).isprintable() and len(str(error.value)) < 500

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coop.data.frames import extract_frames, middle_frame
 from coop.errors import CoopError
+from experiments.ucf101_frames import extract_frames, middle_frame
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from coop.data import check_images, open_rgb, read_error
 from coop.errors import CoopError
@@ -74,6 +74,31 @@ def test_truncated_and_foreign_files_are_one_clear_error(tmp_path: Path) -> None
     for name in ("cut.jpg", "text.jpg", "absent.jpg"):
         with pytest.raises(CoopError, match=f"cannot read the image .*{name}"):
             open_rgb(tmp_path / name)
+
+
+def test_whatever_a_decoder_raises_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    lab = Image.merge("LAB", [Image.effect_noise((64, 64), 50)] * 3)
+    whole = saved(tmp_path, lab, ".tif").read_bytes()
+    dds = b"DDS " + (124).to_bytes(4, "little") + bytes(12) + bytes(108)  # a header whose flags name no known format
+    files = {"lab.tif": whole[: len(whole) // 2], "flags.dds": dds, "noise.tif": whole[:8] + bytes(range(256)) * 4}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        error = read_error(tmp_path / name)
+        assert error and error.startswith(f"cannot read the image {tmp_path / name}: "), name
+        assert "\n" not in error and len(error) < 500
+
+
+def test_exif_orientation_is_ignored_as_in_the_original(tmp_path: Path) -> None:
+    """A camera's note "turned by 90 degrees" is not followed: the pixels are taken as the file stores them."""
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif, quality=100)
+    with Image.open(tmp_path / "turned.jpg") as image:
+        assert ImageOps.exif_transpose(image).size == (16, 32), "the note is there"
+    found = opened(tmp_path / "turned.jpg")
+    assert found.shape == (16, 32, 3) and np.abs(found.astype(int) - pixels).max() < 3
 
 
 def test_all_bad_files_are_listed_in_one_error(tmp_path: Path) -> None:

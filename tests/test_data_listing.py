@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coop.data import listing
-from coop.data.listing import class_folders, list_images
-from coop.data.paths import CompactPaths, joined
+from coop.data import layouts
+from coop.data.dataset import CompactPaths, joined
+from coop.data.layouts import class_folders, list_images
 
 
 def touch(root: Path, *paths: str) -> None:
@@ -46,7 +46,7 @@ def test_images_only_sorted_and_labelled_by_folder(tmp_path: Path) -> None:
 
 def test_a_kept_listing_is_used_until_a_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COOP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(listing, "WORTH_KEEPING", 3)
+    monkeypatch.setattr(layouts, "WORTH_KEEPING", 3)
     root = tmp_path / "images"
     touch(root, "a/1.jpg", "a/2.jpg", "b/1.jpg")
     first = list_images(root)
@@ -67,7 +67,7 @@ def test_a_kept_listing_is_used_until_a_folder_changes(tmp_path: Path, monkeypat
 
 def test_a_damaged_kept_listing_is_remade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COOP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(listing, "WORTH_KEEPING", 1)
+    monkeypatch.setattr(layouts, "WORTH_KEEPING", 1)
     root = tmp_path / "images"
     touch(root, "a/1.jpg")
     age(root)
@@ -83,7 +83,7 @@ def test_a_damaged_kept_listing_is_remade(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("COOP_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(listing, "WORTH_KEEPING", 1)
+    monkeypatch.setattr(layouts, "WORTH_KEEPING", 1)
     touch(tmp_path / "images", "a/1.jpg")
     age(tmp_path / "images")
     assert len(list_images(tmp_path / "images").split) == 1

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from coop.data import load_split_file
-from coop.data.description import load_description
-from coop.data.readers.annotations import action_name, year_first
+from coop.data import load_description, load_split_file
+from coop.data.convert import action_name, year_first
 
 pytestmark = pytest.mark.assets
 

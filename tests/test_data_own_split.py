@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from coop.data import load_split_file
-from coop.data.own_split import carve_val, three_way
+from coop.data.splits import carve_val, three_way
 
 
 def counts(labels: list[int], *parts: list[int]) -> list[Counter[int]]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from coop.data.description import Description, Download, OfficialSplit, parse_description
-from coop.data.extract import extract
-from coop.data.prepare import prepare
+from coop.data import DatasetSpec, parse_description
+from coop.data.prepare import extract, prepare
+from coop.data.spec import Download, OfficialSplit
 from coop.errors import CoopError
 from tests.data_server import serving
 
@@ -96,8 +96,8 @@ def test_hostile_and_damaged_archives_leave_nothing(tmp_path: Path, name: str, c
     assert [path.name for path in tmp_path.iterdir()] == ["box"]
 
 
-def described(*downloads: Download, **more: object) -> Description:
-    description = Description("mini", "class_folders", "a {}.", directory="mini", images="images", **more)  # type: ignore[arg-type]
+def described(*downloads: Download, **more: object) -> DatasetSpec:
+    description = DatasetSpec("mini", "class_folders", "a {}.", directory="mini", images="images", **more)  # type: ignore[arg-type]
     description.downloads = list(downloads)
     return description
 

@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 from scipy.io import savemat
 
-from coop.data import load_split_file, read_dataset
-from coop.data.description import load_description
-from coop.data.split_file import read_split_file
+from coop.data import check_images, load_split_file, read_dataset
 from coop.errors import CoopError
-from tests.data_miniatures import make_class_folders, read, touch, write
+from tests.data_miniatures import make_class_folders, read, read_annotations, touch, write
 
 GOOD = ["a/1.jpg", 0, "cat"]
 
@@ -47,10 +45,11 @@ def split_with(*rows: object) -> dict[str, object]:
     ],
 )
 def test_bad_split_files(tmp_path: Path, content: object, fault: str) -> None:
+    touch(tmp_path, "eurosat/2750/a/1.jpg")
     file = tmp_path / "split.json"
     file.write_text(json.dumps(content))
     with pytest.raises(CoopError, match=fault) as error:
-        read_split_file(load_description("eurosat"), file)
+        read("eurosat", tmp_path, split_file=str(file))
     sentence = str(error.value)
     assert sentence.startswith(str(file)) and "\n" not in sentence and len(sentence) < 400
 
@@ -79,9 +78,9 @@ def test_a_linked_folder_that_leaves_the_images_is_refused_unless_it_is_your_own
     "overrides, fault",
     [
         ({"tempate": "a {}"}, "unknown key .*did you mean 'template'"),
-        ({"template": "a photo"}, "must contain {} once"),
+        ({"template": "a photo"}, "contains {} once"),
         ({"split_seed": "x"}, "description of dataset 'eurosat' is wrong"),
-        ({"split_file": "mine.json"}, "dataset.split_file=mine.json: no such file"),
+        ({"split_file": "mine.json"}, "dataset.split_file='mine.json': no such file"),
         ({"class_names": "names.txt"}, "gives 1 names for 2 classes"),
         ({"root": "absent"}, "not there: no folder absent; .*dataset.root=FOLDER"),
         ({"images": "2751"}, "no image folder"),
@@ -118,7 +117,7 @@ def test_own_class_names(tmp_path: Path) -> None:
         ([], "no class folders"),
         (["a", "b_1"], "'a' has 2 images, but an own split needs 3"),
         (["train/a", "cats"], "and also 'cats'"),
-        (["train/a"], "only a train folder"),
+        (["train/a"], "has only the folder 'train'"),
         (["train/a", "test/b"], "has the class folder 'b'"),
         (["a_b", "a b"], "all called 'a b'"),
     ],
@@ -152,13 +151,13 @@ def test_damaged_mat_files(tmp_path: Path) -> None:
     folder = tmp_path / "oxford_flowers"
     touch(folder, "jpg/image_00001.jpg", "imagelabels.mat")
     with pytest.raises(CoopError, match="imagelabels.mat is not the official file"):
-        read("oxford_flowers", tmp_path)
+        read_annotations("oxford_flowers", tmp_path)
     savemat(folder / "imagelabels.mat", {"other": [1]})
     with pytest.raises(CoopError, match="is not the official file .*labels"):
-        read("oxford_flowers", tmp_path)
+        read_annotations("oxford_flowers", tmp_path)
     touch(tmp_path, "stanford_cars/x.jpg")
     with pytest.raises(CoopError, match="cars_meta.mat is missing"):
-        read("stanford_cars", tmp_path)
+        read_annotations("stanford_cars", tmp_path)
 
 
 def test_imagenet_refusals(tmp_path: Path) -> None:
@@ -173,7 +172,45 @@ def test_imagenet_refusals(tmp_path: Path) -> None:
     with pytest.raises(CoopError, match="'n01440764', which classnames.txt does not name"):
         read("imagenet", tmp_path)
     write(root / "classnames.txt", "n01440764 tench", "n01443537 goldfish")
-    assert read("imagenet", tmp_path).notes == ("no train folder: this can only be tested on",)
+    assert read("imagenet", tmp_path).notes[0] == "no train folder: this can only be tested on"
     touch(root, "images/train/n01443537/1.JPEG")
     with pytest.raises(CoopError, match="differ in 2 class folders"):
         read("imagenet", tmp_path)
+
+
+LONG = "x" * 131_149
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [f"path,{LONG}", "1.jpg,cat"],
+        ["path,label,class name", '1.jpg,"0\n\n\n1",cat'],
+        ["path,label,class name", f"1.jpg,{LONG},cat"],
+        ["path,class", f'"{LONG}\n1.jpg",cat'],
+        ["path,class", f'1.jpg,"{LONG}\ncat"'],
+        ["path,class", f"{LONG}/../../1.jpg,cat"],
+        ["path,class,split", f'1.jpg,cat,"{LONG}\n"'],
+        ["path,label,class name", f"1.jpg,0,{LONG}", "2.jpg,0,cat"],
+        ["path,class", f"1.jpg,{LONG}", f"2.jpg,{LONG}"],
+        [f'path,"class\n\n{LONG}'],
+    ],
+)
+def test_messages_about_a_csv_are_short_whatever_its_cells_hold(tmp_path: Path, lines: list[str]) -> None:
+    write(tmp_path / "list.csv", *lines)
+    with pytest.raises(CoopError) as error:
+        read("csv", tmp_path, file=str(tmp_path / "list.csv"))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_list_of_missing_images_is_short_whatever_their_names(tmp_path: Path) -> None:
+    with pytest.raises(CoopError) as error:
+        check_images(tmp_path, [f"{LONG}{i}" for i in range(20)])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 3000
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "\\", "", " ", "a\nb", "x" * 300])
+def test_names_that_no_folder_can_have(tmp_path: Path, name: str) -> None:
+    make_class_folders(tmp_path, ["a"], 5)
+    with pytest.raises(CoopError, match="dataset.name="):
+        read("folder", tmp_path, root=str(tmp_path), name=name)

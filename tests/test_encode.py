@@ -65,6 +65,7 @@ def test_every_family_equals_encode_text(family: str) -> None:
         with torch.no_grad():
             expected = backbone.model.encode_text(backbone.tokenizer(prompts, context_length=length))
         close(backbone.encode_template(template, NAMES), expected)
+        close(backbone.encode_texts(prompts), expected)
     assert backbone.joint_width == expected.shape[1]
     compare(backbone, 3, "end", csc=False)
     compare(backbone, 3, "middle", csc=True, budget=1)

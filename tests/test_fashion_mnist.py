@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coop.data.description import load_description
-from coop.data.idx import find_idx, idx_rows, read_idx, write_images, write_split
+from coop.data import load_description, load_split_file, read_dataset
+from coop.data.convert import idx_file, idx_rows, read_idx, write_idx_images
 from coop.data.prepare import prepare
-from coop.data.split_file import load_split_file
+from coop.data.splits import rows_of, write_split_file
 from coop.errors import CoopError
 from experiments.fashion_mnist_sample import CLASS_NAMES, FILES, OUT, SPLIT_FILE, take_sample
 
@@ -40,7 +40,7 @@ def files(tmp_path: Path) -> Path:
 
 def test_every_image_lands_in_its_class_folder_under_its_number(files: Path, tmp_path: Path) -> None:
     rows = idx_rows(files, NAMES)
-    write_images(files, tmp_path / "images", rows)
+    write_idx_images(files, tmp_path / "images", rows)
     assert {part: len(items) for part, items in rows.items()} == {"train": 16, "val": 4, "test": 6}
     assert ("ankle_boot/test_00003.png", 1, "ankle boot") in rows["test"]
     for path, label, name in [row for part in rows.values() for row in part]:
@@ -53,7 +53,7 @@ def test_every_image_lands_in_its_class_folder_under_its_number(files: Path, tmp
 
 def test_split_file_is_read_back(files: Path, tmp_path: Path) -> None:
     rows = idx_rows(files, NAMES)
-    write_split(tmp_path / "split.json", rows)
+    write_split_file(tmp_path / "split.json", rows)
     assert load_split_file(tmp_path / "split.json") == rows
 
 
@@ -71,7 +71,7 @@ def test_prepare_makes_images_and_split_of_files_put_there_by_hand(files: Path, 
 
 
 def test_damaged_and_missing_files_are_named(files: Path) -> None:
-    path = find_idx(files, "train", "labels")
+    path = idx_file(files, "train", "labels")
     whole = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(whole[:-3]))
     with pytest.raises(CoopError, match="cut off: 17 bytes"):
@@ -93,7 +93,12 @@ def test_sample_is_balanced_and_within_its_size() -> None:
     for path, label, name in [row for part in split.values() for row in part]:
         assert name == CLASS_NAMES[label]
         assert path.startswith(name.replace(" ", "_") + "/")
-        assert (OUT / "images" / path).is_file()
+    dataset = read_dataset(load_description("fashion_mnist"), Path("/nowhere"))
+    assert {
+        "train": rows_of(dataset.train, dataset.class_names),
+        "val": rows_of(dataset.val, dataset.class_names),
+        "test": rows_of(dataset.test, dataset.class_names),
+    } == load_split_file(OUT / SPLIT_FILE)
     assert sum(file.stat().st_size for file in OUT.rglob("*") if file.is_file()) < 2e6
 
 
@@ -101,6 +106,6 @@ def test_sample_is_balanced_and_within_its_size() -> None:
 def test_sample_is_what_the_script_takes_from_the_whole_set() -> None:
     rows = take_sample(idx_rows(FILES, CLASS_NAMES))
     assert load_split_file(OUT / SPLIT_FILE) == rows
-    train = read_idx(find_idx(FILES, "train", "images"))
+    train = read_idx(idx_file(FILES, "train", "images"))
     for path, _, _ in random.Random(0).sample(rows["train"], 20):
         assert np.array_equal(np.asarray(Image.open(OUT / "images" / path)), train[int(path[-9:-4])])

@@ -1,12 +1,14 @@
 """Which slot of a prompt holds which token: against the original's construction, restated from trainers/coop.py."""
 
+import json
 import os
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 
-from coop.clip.prompts import Vocabulary, learned_rows, shared_length, template_rows
+from coop.clip.prompts import Vocabulary, expand_template, learned_rows, read_prompt_file, shared_length, template_rows
 from coop.errors import CoopError
 
 TOKENIZER = open_clip.SimpleTokenizer()
@@ -125,3 +127,28 @@ def test_finds_out_what_a_tokenizer_puts_around_a_text(head: list[int], tail: li
     assert (vocabulary.head, vocabulary.tail, vocabulary.pad) == (tuple(head), tuple(tail), pad)
     assert vocabulary.body(["one", "three word text"]) == [[13], [15, 14, 14]]
     assert vocabulary.close([13]) == (*head, 13, *tail)
+
+
+def test_ensembles_add_the_datasets_own_template() -> None:
+    assert len(expand_template("imagenet7", "a {}.", "imagenet")) == 7
+    assert expand_template("imagenet8", "a {}.", "imagenet")[-1] == "a photo of a {}."
+    assert expand_template("imagenet8", "a {}.", "dtd")[-2:] == ("a photo of a {}.", "a {}.")
+
+
+def test_a_prompt_file_gives_each_class_its_sentences(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps({"yin yang": ["One.", "Two."], "forest": ["Trees."], "unused": ["x"]}))
+    assert read_prompt_file(f"file:{path}", ["forest", "yin_yang"]) == [("Trees.",), ("One.", "Two.")]
+    with pytest.raises(CoopError, match="no sentences for 1 of 2 classes: 'abbey'"):
+        read_prompt_file(f"file:{path}", ["forest", "abbey"])
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"forest": "Trees."}', '{"forest": []}', '{"forest": [" "]}', "{", "\xff"])
+def test_a_prompt_file_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(CoopError, match="template=file:.*prompts.json") as caught:
+        read_prompt_file(f"file:{path}", ["forest"])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CoopError, match="cannot be read"):
+        read_prompt_file(f"file:{tmp_path}", ["forest"])

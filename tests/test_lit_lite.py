@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from coop.clip import lit_lite as embedded
 from coop.clip.backbone import Backbone, load_backbone
 from coop.clip.lit_lite import ASSETS, TEXT_FILE, lit_lite_files, trunk_tensors
+from coop.data.images import unpacked_images
 from coop.errors import CoopError
 
 FASHION = Path(__file__).resolve().parent.parent / "datasets" / "fashion_mnist"
@@ -39,7 +40,8 @@ def fashion_images(part: str, per_class: int) -> tuple[list[Image.Image], list[i
     split = json.loads((FASHION / "split_fashion_mnist.json").read_text())
     rows = [row for label in range(10) for row in [r for r in split[part] if r[1] == label][:per_class]]
     names = [name for _, name in sorted({(label, name) for _, label, name in split[part]})]
-    images = [Image.open(FASHION / "images" / path).convert("RGB") for path, _, _ in rows]
+    folder = unpacked_images(FASHION / "images.zip")
+    images = [Image.open(folder / path).convert("RGB") for path, _, _ in rows]
     return images, [label for _, label, _ in rows], names
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.methods.base import Classes
-from coop.methods.clip_adapter import BRANCHES, RATIOS, ClipAdapter, ClipAdapterOptions
+from coop.methods.clip_adapter import RATIOS, ClipAdapter
+from coop.options import ADAPTER_BRANCHES, ClipAdapterOptions
 from tests.methods_plain import CLASSES, hand_written, leaf, sample
 
 
@@ -28,7 +29,7 @@ def plain(backbone: Backbone, state: dict[str, Tensor], features: Tensor, ratio:
 
 @pytest.mark.parametrize(("branch", "reduction"), [("visual", 4), ("text", 4), ("both", 4), ("both", 1), ("both", 16)])
 def test_logits_and_first_gradient(tiny_backbone: Backbone, branch: str, reduction: int) -> None:
-    assert branch in BRANCHES
+    assert branch in ADAPTER_BRANCHES
     options = ClipAdapterOptions(epochs=0, branch=branch, ratio=0.3, reduction=reduction)
     method = ClipAdapter(tiny_backbone, CLASSES, options)
     data = sample(tiny_backbone, shots=2)

@@ -11,7 +11,7 @@ from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.methods.base import Classes
-from coop.methods.linear_probe import GRID, LinearProbe, LinearProbeOptions, _Probes, search_c
+from coop.methods.linear import GRID, LinearProbe, LinearProbeOptions, _Probes, search_c
 from tests.methods_plain import CLASSES, sample
 
 
@@ -45,6 +45,7 @@ def test_the_search_is_the_released_one(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of the plain fits
 @pytest.mark.parametrize("val_shots", [4, 40])
 def test_picks_the_same_c_as_brute_force(tiny_backbone: Backbone, seed: int, val_shots: int) -> None:
     """Every C fitted from zero, twice where the released code does."""

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
+from coop.methods import tip_adapter
 from coop.methods.base import Classes
-from coop.methods.tip_adapter import TipAdapter, TipAdapterF, TipAdapterFOptions, TipAdapterOptions
-from coop.train import Augment
+from coop.methods.tip_adapter import TipAdapter, TipAdapterF
+from coop.options import Augment, TipAdapterFOptions, TipAdapterOptions
 from tests.methods_plain import CLASSES, NAMES, hand_written, sample
 
 
@@ -54,7 +55,7 @@ def test_the_search_finds_what_nested_loops_find(tiny_backbone: Backbone, monkey
     assert len({hits for hits, *_ in scored}) > 1
     hits, _, alpha, beta = max(scored, key=lambda row: row[:2])
     for elements in (1, 500, 2**24):  # one pair at a time, some, all together
-        monkeypatch.setattr(cache_search, "ELEMENTS", elements)
+        monkeypatch.setattr(tip_adapter, "ELEMENTS", elements)
         notes = TipAdapter(tiny_backbone, CLASSES, TipAdapterOptions()).fit(train, val)
         assert (notes["alpha"], notes["beta"]) == pytest.approx((alpha, beta))
         assert notes["val_accuracy"] == pytest.approx(hits / len(val))
@@ -101,19 +102,6 @@ def test_the_last_short_batch_is_trained_on(tiny_backbone: Backbone) -> None:
     data = sample(tiny_backbone, shots=3, views=2)
     method = TipAdapterF(tiny_backbone, CLASSES, TipAdapterFOptions(epochs=2, batch_size=4))
     assert method.fit(data, data)["steps"] == 2 * 4  # 15 images: three batches of 4 and one of 3
-
-
-class _Stopped(TipAdapterF):
-    stop: int
-
-    def fit(self, train_set: Samples, val: Samples) -> dict[str, object]:
-        self.seen = 0
-        return super().fit(train_set, val)
-
-    def end_epoch(self, val: Samples) -> None:
-        self.seen += 1
-        if self.seen == self.stop:
-            self.kept = self.keys.clone()
 
 
 @pytest.mark.parametrize("kind", [TipAdapter, TipAdapterF])

@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from coop.cli import main
+from coop.data.images import unpacked_images
 from coop.learned import Classifier
 from coop.runs.store import read_predictions
 
@@ -64,7 +65,8 @@ def test_classifier_says_the_same_of_the_images_files(run: Path, rows: list[list
     said = read_predictions(run)["fashion_mnist"]
     some = range(0, len(rows), 6)
     classifier = Classifier.load(run, device="cpu")
-    answers = classifier.predict([FASHION / "images" / rows[i][0] for i in some], top=1)
+    images = unpacked_images(FASHION / "images.zip")
+    answers = classifier.predict([images / rows[i][0] for i in some], top=1)
     assert len({name for ((name, _),) in answers}) > 2
     for i, ((name, confidence),) in zip(some, answers, strict=True):
         assert classifier.class_names[said["predicted"][i]] == name

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,16 +12,15 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from coop.clip.backbone import load_backbone
 from coop.errors import CoopError
-from coop.pretrain.arguments import add_pretrain_command
-from coop.pretrain.command import train
-from coop.pretrain.loop import CHECKPOINT, Schedule, fit
-from coop.pretrain.objective import contrastive_loss
-from coop.pretrain.pairs import batch_keys, read_pairs
+from experiments.pretrain.__main__ import main
+from experiments.pretrain.loop import CHECKPOINT, Schedule, fit
+from experiments.pretrain.model import contrastive_loss, train
+from experiments.pretrain.pairs import batch_keys, read_pairs
 
 COLOURS = {
     "red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (240, 240, 240),
@@ -53,16 +51,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*words: object) -> int:
     """Call the command as the command line does."""
-    parser = ArgumentParser()
-    add_pretrain_command(parser.add_subparsers())
-    args = parser.parse_args(["pretrain", *map(str, words)])
-    code: int = args.run(args)
-    return code
+    return main([*map(str, words)])
 
 
 def trained(folder: Path, out: Path, schedule: Schedule) -> dict[str, Any]:
     """Return the tiny model's weights after training."""
-    backbone = load_backbone(str(folder / "tiny.json"))
+    backbone = load_backbone(str(folder / "tiny.json"), "random")
     train(backbone, read_pairs(folder / "pairs"), schedule, 8, out)
     return {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
 
@@ -99,7 +93,7 @@ def test_interrupted_run_ends_with_the_same_weights(folder: Path, tmp_path: Path
     class Interrupted(Exception):
         pass
 
-    backbone = load_backbone(str(folder / "tiny.json"))
+    backbone = load_backbone(str(folder / "tiny.json"), "random")
     calls = 0
     encode_text = backbone.model.encode_text
 
@@ -155,7 +149,9 @@ def test_trains_a_model_that_plain_open_clip_loads_and_that_knows_the_colours(fo
     assert torch.allclose(backbone.encode_images(images), model.encode_image(images), atol=1e-5)
 
 
-def test_locked_image_tower_learns_from_cached_features(folder: Path, tmp_path: Path) -> None:
+def test_locked_image_tower_learns_from_cached_features(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The image half stays as it was, and features from a file do what features computed here do."""
     with (folder / "pairs.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -163,7 +159,7 @@ def test_locked_image_tower_learns_from_cached_features(folder: Path, tmp_path: 
         writer.writerows([f"pairs/{i:02d}.png", f"a {list(COLOURS)[i % 8]} square"] for i in range(24))
     options = ["--architecture", folder / "tiny.json", "--epochs", 2, "--batch", 8, "--warmup", 1]
     assert run(folder / "pairs.csv", "--out", tmp_path / "a", "--lock-image", *options) == 0
-    before = load_backbone(str(folder / "tiny.json")).model.state_dict()
+    before = load_backbone(str(folder / "tiny.json"), "random").model.state_dict()
     after = load_file(tmp_path / "a" / "open_clip_model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "text_projection" in changed
@@ -174,9 +170,10 @@ def test_locked_image_tower_learns_from_cached_features(folder: Path, tmp_path: 
     again = load_file(tmp_path / "b" / "open_clip_model.safetensors")
     assert all(torch.equal(after[name], again[name]) for name in after)
 
-    save_file({"features": torch.zeros(3, 16)}, tmp_path / "short.safetensors")
-    with pytest.raises(CoopError, match=r"shape \(3, 16\).*24 pairs"):
-        run(folder / "pairs.csv", "--out", tmp_path / "c", "--features", tmp_path / "short.safetensors", *options)
+    assert (
+        run(folder / "pairs.csv", "--out", tmp_path / "c", "--features", tmp_path / "short.safetensors", *options) == 2
+    )
+    assert "24 pairs" in capsys.readouterr().err
 
 
 def test_sources_without_pairs_are_refused_by_name(tmp_path: Path) -> None:
@@ -193,9 +190,81 @@ def test_sources_without_pairs_are_refused_by_name(tmp_path: Path) -> None:
         read_pairs(tmp_path / "pairs.csv")
 
 
-def test_a_batch_larger_than_the_pairs_is_refused_before_a_model_is_loaded(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CoopError, match="at most the 24 pairs"):
-        run(folder / "pairs", "--out", tmp_path, "--architecture", "no-such-model", "--batch", 25)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--batch 25", "--batch 1", "--epochs 0", "--save-every 0", "--lr nan", "--lr inf", "--lr -1", "--lr 0",
+        "--weight-decay -1", "--weight-decay nan", "--warmup -1", "--workers -1", "--seed -1", f"--seed {10**30}",
+    ],
+)  # fmt: skip
+def test_values_that_no_training_can_use_are_refused_before_a_model_is_loaded(
+    words: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--architecture", "no-such-model", "--batch", 8, *words.split()]
+    assert run(folder / "pairs", "--out", tmp_path, *options) == 2
+    message = capsys.readouterr().err
+    option, value = words.split()
+    assert option.lstrip("-").replace("-", "_") in message.replace("-", "_") and value[:20] in message
+    assert message.count("\n") == 1 and "Traceback" not in message
+
+
+def test_sources_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_bytes(b"image,text\nx.png,caf\xe9\n")
+    with pytest.raises(CoopError, match="UTF-8"):
+        read_pairs(tmp_path / "pairs.csv")
+    (tmp_path / "pairs.csv").write_bytes(b"image,text\n\0x.png,a dot\n")
+    with pytest.raises(CoopError):
+        read_pairs(tmp_path / "pairs.csv")
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    (tmp_path / "x.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(CoopError, match="UTF-8"):
+        read_pairs(tmp_path)
+
+
+class Malicious:
+    """Unpickles to a call."""
+
+    def __init__(self, call: Any, *arguments: Any) -> None:
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.call, self.arguments
+
+
+def test_damaged_and_malicious_checkpoints_are_named_and_never_executed(folder: Path, tmp_path: Path) -> None:
+    trained(folder, tmp_path, SCHEDULE)
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    short = {index: {**some, "exp_avg": torch.zeros(1)} for index, some in state["optimizer"]["state"].items()}
+    others: list[Any] = [
+        [], {}, {**state, "step": "5"}, {**state, "step": 10**9}, {**state, "optimizer": {"state": {0: 1}}},
+        {**state, "optimizer": {**state["optimizer"], "state": short}}, {**state, "model": {"x": 1}},
+        {**state, "extra": Malicious(Path.touch, tmp_path / "executed")},
+        Malicious(Path.touch, tmp_path / "executed"),
+    ]  # fmt: skip
+    for other in others:
+        torch.save(other, tmp_path / CHECKPOINT)
+        with pytest.raises(CoopError, match=CHECKPOINT):
+            trained(folder, tmp_path, SCHEDULE)
+    for damaged in (b"", b"not a checkpoint", whole[: len(whole) // 2], whole[:-100]):
+        (tmp_path / CHECKPOINT).write_bytes(damaged)
+        with pytest.raises(CoopError, match=CHECKPOINT):
+            trained(folder, tmp_path, SCHEDULE)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_what_a_killed_run_left_behind_is_removed(folder: Path, tmp_path: Path) -> None:
+    for name in (f"{CHECKPOINT}.partial", f".{CHECKPOINT}.0123abcd.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    trained(folder, tmp_path, SCHEDULE)
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT}
+
+
+def test_a_refusing_system_is_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    options = ["--architecture", folder / "tiny.json", "--batch", 8, "--epochs", 1]
+    assert run(folder / "pairs", "--out", tmp_path / "file" / "out", *options) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_diverging_run_stops_with_advice(tmp_path: Path) -> None:

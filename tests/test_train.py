@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -13,15 +14,9 @@ from torch.utils.data import DataLoader
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
-from coop.methods.coop import CoOp, CoOpOptions
-from coop.options import Augment, Training, protocol_epochs, resolved
-from coop.train import (
-    epoch_batches,
-    learning_rates,
-    sgd,
-    steps_per_epoch,
-    train,
-)
+from coop.methods.coop import CoOp
+from coop.options import Augment, CoOpOptions, Training, protocol_epochs
+from coop.train import cosine_by_step, epoch_batches, learning_rates, sgd, steps_per_epoch, train
 from tests.methods_plain import CLASSES, sample, with_context
 
 
@@ -50,6 +45,21 @@ def test_schedule_is_pytorchs(epochs: int, lr: float, warmup: int, warmup_lr: fl
     assert learning_rates(epochs, 3, lr, warmup, warmup_lr) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("final", [0.0, 1e-4])
+def test_cosine_by_step_is_pytorchs(final: float) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    scheduler = CosineAnnealingLR(optimizer, 17, final)
+    expected = []
+    for _ in range(17):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert cosine_by_step(17, 0.01, final=final) == pytest.approx(expected, rel=1e-9)
+    for linear, warm in ((False, [1e-5, 1e-5, 1e-5]), (True, [1e-5, 0.01 / 3, 0.02 / 3])):
+        rates = cosine_by_step(17, 0.01, 3, 1e-5, linear, final)
+        assert rates == pytest.approx(warm + expected[:14], rel=1e-9)
+
+
 def test_schedule_of_a_published_log() -> None:
     """The rate of the 50th epoch as a user of the original printed it (CoOp issue 26)."""
     rates = learning_rates(50, 1)
@@ -69,10 +79,10 @@ def test_number_of_batches_is_the_loaders(n: int, batch_size: int) -> None:
 
 @pytest.mark.parametrize("shots, epochs", [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200), ("all", 200)])
 def test_epochs_by_shots(shots: int | str, epochs: int) -> None:
-    assert protocol_epochs(shots, "eurosat") == epochs  # type: ignore[arg-type]
-    assert protocol_epochs(shots, "imagenet") == 50  # type: ignore[arg-type]
-    assert resolved(CoOpOptions(), shots, "dtd") == CoOpOptions(epochs=epochs)  # type: ignore[type-var]
-    assert resolved(CoOpOptions(epochs=0), shots, "dtd").epochs == 0  # type: ignore[type-var]
+    assert protocol_epochs(shots, "eurosat") == epochs
+    assert protocol_epochs(shots, "imagenet") == 50
+    assert CoOpOptions().resolved(shots, "dtd") == CoOpOptions(epochs=epochs)
+    assert CoOpOptions(epochs=0).resolved(shots, "dtd").epochs == 0
 
 
 def numbered(n: int, views: int, fresh: bool = False) -> Samples:
@@ -116,11 +126,22 @@ def test_fresh_views_belong_to_their_epoch_and_no_views_are_the_test_view() -> N
         assert [set(torch.cat(batches)[:, 0].tolist()) for batches in epochs] == [{view} for view in expected]
 
 
+def backward_of(w: torch.nn.Parameter) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the backward pass of the loss sum(w f)."""
+
+    def backward(inputs: Tensor, labels: Tensor) -> Tensor:
+        loss = (w * inputs).sum()
+        loss.backward()
+        return loss.detach()
+
+    return backward
+
+
 def test_optimiser_is_the_protocols() -> None:
     """Two steps against momentum and weight decay written out."""
     w = torch.nn.Parameter(torch.tensor([2.0]))
     options, rates = Training(), [0.1, 0.05]
-    train(sgd([w], options), lambda f, _: (w * f).sum(), [(torch.tensor([[3.0]]), torch.zeros(1).long())] * 2, rates)
+    train(sgd([w], options), backward_of(w), [(torch.tensor([[3.0]]), torch.zeros(1).long())] * 2, rates)
     value, velocity = 2.0, 0.0
     for rate in rates:
         velocity = 0.9 * velocity + (3.0 + 5e-4 * value)
@@ -135,7 +156,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(bad: int) -> None:
     rates = [0.001 * (i + 1) for i in range(100)]
     said = rf"not finite at step {bad + 1} of 100 \(learning rate {rates[bad]:g}\): lower lr"
     with pytest.raises(CoopError, match=said):
-        train(sgd([w], Training()), lambda f, _: (w * f).sum(), batches, rates)
+        train(sgd([w], Training()), backward_of(w), batches, rates)
 
 
 def test_too_high_a_rate_is_told(tiny_backbone: Backbone) -> None:

@@ -11,8 +11,10 @@ NAME is as many tokens as the name has when tokenised alone. Where its last char
 (names ending in ")"), the name block carries the merged token and no full stop follows, as in the original.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
@@ -115,6 +117,14 @@ def template_rows(
     return rows
 
 
+def text_rows(vocabulary: Vocabulary, texts: Sequence[str], context_length: int) -> list[Row]:
+    """Return one row per complete sentence. Raises CoopError for one longer than `context_length`."""
+    rows = [vocabulary.close(body) for body in vocabulary.body(texts)]
+    if rows:
+        check_lengths(rows, texts, context_length)
+    return rows
+
+
 def check_lengths(rows: Sequence[Row], class_names: Sequence[str], context_length: int, n_ctx: int = 0) -> None:
     """Raise CoopError, naming the class, if a row does not fit the tower."""
     longest = max(range(len(rows)), key=lambda i: len(rows[i]))
@@ -155,15 +165,18 @@ IMAGENET_7 = (
     "art of the {}.",
     "a photo of the small {}.",
 )
+IMAGENET_8 = (*IMAGENET_7, "a photo of a {}.")  # TaskRes, CLAP
 IMAGENET_80 = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
-ENSEMBLES = {"imagenet7": IMAGENET_7, "imagenet80": IMAGENET_80}
+ENSEMBLES = {"imagenet7": IMAGENET_7, "imagenet8": IMAGENET_8, "imagenet80": IMAGENET_80}
+PROMPT_FILE = "file:"
 
 
 def expand_template(template: str | None, dataset_template: str, dataset: str = "") -> tuple[str, ...]:
     """Return the templates that `template` stands for.
 
-    `None` is the dataset's own; `imagenet7` and `imagenet80` are ensembles, to which the dataset's own is added for
-    every dataset but ImageNet (as ZeroshotCLIP2 does); anything else is a template with `{}` for the class name.
+    `None` is the dataset's own; `imagenet7`, `imagenet8` and `imagenet80` are ensembles, to which the dataset's own is
+    added for every dataset but ImageNet (as ZeroshotCLIP2 does); anything else is a template with `{}` for the
+    class name. A prompt file (`file:...`) holds no templates: see `read_prompt_file`.
     """
     if template is None:
         return (dataset_template,)
@@ -172,6 +185,34 @@ def expand_template(template: str | None, dataset_template: str, dataset: str = 
         return ENSEMBLES[template] + own
     if "{}" not in template:
         raise CoopError(
-            f"template={template!r}: give a text with {{}} where the class name goes, or one of {', '.join(ENSEMBLES)}"
+            f"template={template!r}: give a text with {{}} where the class name goes, one of {', '.join(ENSEMBLES)}, "
+            f"or {PROMPT_FILE}PATH with sentences for each class"
         )
     return (template,)
+
+
+def read_prompt_file(template: str, class_names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return each class's complete sentences from the JSON file that `file:PATH` names: {class: [sentence, ...]}.
+
+    CuPL's form. A class is looked up by its name, with underscores and spaces taken for each other. Raises CoopError
+    for a file that is not of this form, and for classes that it lacks.
+    """
+    path = Path(template.removeprefix(PROMPT_FILE)).expanduser()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CoopError(f"template={template}: the file cannot be read ({str(error).splitlines()[0]})") from error
+    whole = isinstance(content, dict) and all(
+        isinstance(texts, list) and texts and all(isinstance(text, str) and text.strip() for text in texts)
+        for texts in content.values()
+    )
+    if not whole:
+        raise CoopError(f'template={template}: the file must hold {{"class name": ["sentence", ...], ...}}')
+    sentences = {readable_name(name): tuple(texts) for name, texts in content.items()}
+    missing = [name for name in class_names if readable_name(name) not in sentences]
+    if missing:
+        shown = ", ".join(f"'{name}'" for name in missing[:5])
+        raise CoopError(
+            f"template={template}: the file has no sentences for {len(missing)} of {len(class_names)} classes: {shown}"
+        )
+    return [sentences[readable_name(name)] for name in class_names]

@@ -5,15 +5,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from coop.data.content import PARTS
-from coop.data.dataset import Dataset, Split
-from coop.data.description import Expected
-from coop.data.images import file_faults, read_error
+from coop.data.dataset import PARTS, Dataset
+from coop.data.images import SHOWN, file_faults, read_error
+from coop.data.layouts import bundled_sample, read_dataset
+from coop.data.spec import DatasetSpec, Expected, dataset_folder
+from coop.errors import CoopError
 from coop.io import track
 
 AT_ONCE = 4096
-SHOWN = 10  # faults of a kind that are written out
 
 
 @dataclass
@@ -27,38 +28,63 @@ class Report:
 def check_dataset(dataset: Dataset, expected: Expected, decode: bool = True) -> Report:
     """Look for every file of the dataset, decode each (if `decode`), and compare counts with the whole dataset's."""
     report = Report([*_count_differences(dataset, expected)])
-    parts = [dataset.train, dataset.test] if dataset.val_is_test else [dataset.train, dataset.val, dataset.test]
-    paths: Sequence[str] = [path for part in parts for path in part.paths]
+    paths = all_paths(dataset)
     report.faults = file_faults(dataset.root, paths, dataset.follow_links)
     if decode:
-        report.faults |= _unreadable(dataset, [path for path in paths if path not in report.faults])
+        there = [path for path in paths if path not in report.faults]
+        errors = track(_read_errors(dataset, there), "reading images", total=len(there))
+        report.faults |= {path: error for path, error in zip(there, errors, strict=True) if error}
     return report
 
 
+def all_paths(dataset: Dataset) -> list[str]:
+    """Return the paths of all parts; a val part that is the test part is taken once."""
+    parts = ("train", "test") if dataset.val_is_test else PARTS
+    return [path for part in parts for path in dataset.part(part).paths]
+
+
+def class_counts(dataset: Dataset) -> list[tuple[int, str, int, int, int]]:
+    """Return (label, class name, train, val, test images) for every class."""
+    train, val, test = (Counter(dataset.part(part).labels) for part in PARTS)
+    return [(i, name, train[i], val[i], test[i]) for i, name in enumerate(dataset.class_names)]
+
+
+def state(spec: DatasetSpec, data_root: Path) -> list[str]:
+    """Return a line about a dataset: name, classes, how many of its images are there, split, licence, folder."""
+    if not spec.directory:
+        return [spec.name, "", "yours", "", "", "dataset.file=CSV" if spec.reader == "csv" else "dataset.root=FOLDER"]
+    folder, sample, classes = dataset_folder(spec, data_root), None, str(spec.expected.classes or "")
+    if not folder.is_dir():
+        sample = bundled_sample(spec)
+        if sample is None:
+            return [spec.name, classes, "not there", "", spec.licence, str(folder)]
+    end = [spec.licence, str(sample or folder)]
+    try:
+        dataset = read_dataset(spec, data_root)
+    except CoopError:
+        return [spec.name, classes, f"not usable: 'coop data check {spec.name}'", "", *end]
+    paths = all_paths(dataset)
+    here = len(paths) - len(file_faults(dataset.root, paths, dataset.follow_links))
+    parts = ("train", "test") if dataset.val_is_test else PARTS
+    whole = sum(getattr(spec.expected, part) or 0 for part in parts) or len(paths)
+    kind = "changed" if "not the official" in dataset.split_source else "official"
+    kind = "sample" if sample else "own split" if dataset.own_split else kind
+    return [spec.name, str(len(dataset.class_names)), f"{here} of {whole} images", kind, *end]
+
+
 def _count_differences(dataset: Dataset, expected: Expected) -> Iterator[str]:
-    found = {"classes": len(dataset.class_names)} | {part: len(part_of(dataset, part)) for part in PARTS}
+    found = {"classes": len(dataset.class_names)} | {part: len(dataset.part(part)) for part in PARTS}
     for name, count in found.items():
         wanted = getattr(expected, name)
         if wanted is not None and count != wanted:
             yield f"{name}: {count} of {wanted}"
     for part, wanted in expected.per_class.items():
-        counts = Counter(part_of(dataset, part).labels)
+        counts = Counter(dataset.part(part).labels)
         other = [label for label in range(len(dataset.class_names)) if counts[label] != wanted]
-        if other and len(part_of(dataset, part)):
+        if other and len(dataset.part(part)):
             shown = ", ".join(f"{dataset.class_names[label]} {counts[label]}" for label in other[:SHOWN])
             more = ", ..." if len(other) > SHOWN else ""
             yield f"{part}: {len(other)} classes do not have {wanted} images: {shown}{more}"
-
-
-def part_of(dataset: Dataset, part: str) -> Split:
-    """Return the dataset's part called train, val or test."""
-    return {"train": dataset.train, "val": dataset.val, "test": dataset.test}[part]
-
-
-def _unreadable(dataset: Dataset, paths: Sequence[str]) -> dict[str, str]:
-    """Decode every file and return those that fail."""
-    errors = track(_read_errors(dataset, paths), "reading images", total=len(paths))
-    return {path: error for path, error in zip(paths, errors, strict=True) if error}
 
 
 def _read_errors(dataset: Dataset, paths: Sequence[str]) -> Iterator[str | None]:
@@ -67,9 +93,3 @@ def _read_errors(dataset: Dataset, paths: Sequence[str]) -> Iterator[str | None]
         for start in range(0, len(paths), AT_ONCE):
             full = (os.path.join(dataset.root, path) for path in paths[start : start + AT_ONCE])
             yield from threads.map(read_error, full)
-
-
-def class_counts(dataset: Dataset) -> list[tuple[int, str, int, int, int]]:
-    """Return (label, class name, train, val, test images) for every class."""
-    train, val, test = (Counter(part_of(dataset, part).labels) for part in PARTS)
-    return [(i, name, train[i], val[i], test[i]) for i, name in enumerate(dataset.class_names)]

@@ -1,22 +1,28 @@
 """Opening images of any mode as RGB, and finding out early that some cannot be."""
 
+import calendar
+import hashlib
 import os
+import shutil
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image, ImageCms
 
-from coop.data.paths import leaves
+from coop.data.dataset import leaves, one_line, path_fault, reason
 from coop.errors import CoopError
-from coop.io import track
+from coop.io import cache_folder, track
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SHOWN = 10  # broken files named in one error
 
 
 def open_rgb(path: str | Path) -> Image.Image:
-    """Open an image as RGB, decoded in full; raises CoopError with the path where that fails.
+    """Open an image as RGB, decoded in full; whatever a decoder raises is one CoopError with the path.
 
     Conversion comes before any resizing, as in CoOp (OpenAI's CLIP converts after the crop). Transparency is
     dropped and EXIF orientation ignored, as in CoOp. Greyscale of more than 8 bits is scaled, where PIL would clip.
@@ -24,8 +30,10 @@ def open_rgb(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return _to_rgb(image)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise CoopError(f"cannot read the image {path}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise a dozen types on damaged files, PyCMSError and struct.error among them
+        raise CoopError(f"cannot read the image {path}: {reason(error)}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -100,6 +108,44 @@ def check_images(root: Path, paths: Sequence[str], follow_links: bool = False) -
     """Raise one CoopError that lists the files that are not there; nothing is decoded, so many files cost little."""
     faults = file_faults(root, paths, follow_links)
     if faults:
-        shown = "; ".join(f"{path} ({fault})" for path, fault in list(faults.items())[:SHOWN])
+        shown = "; ".join(f"{one_line(path)} ({fault})" for path, fault in list(faults.items())[:SHOWN])
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise CoopError(f"{len(faults)} of {len(paths)} images under {root} cannot be used: {shown}{more}")
+
+
+def unpacked_images(archive: Path) -> Path:
+    """Unpack a ZIP file of images into the cache, once, and return the folder.
+
+    The folder is named by the archive's content, and files have the times that the archive gives, so that features of
+    them stay cached. Raises CoopError for a damaged archive and for a path that leaves the folder.
+    """
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            members = zipped.infolist()
+            content = repr([(member.filename, member.CRC, member.file_size) for member in members])
+            name = f"{archive.parent.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+            place = cache_folder() / "images" / name
+            if place.is_dir():
+                return place
+            place.parent.mkdir(parents=True, exist_ok=True)
+            fresh = place.with_name(f"{name}.tmp")
+            with FileLock(place.with_name(f"{name}.lock")):
+                if not place.is_dir():
+                    shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed; the lock is ours
+                    try:
+                        for member in members:
+                            _unpack(zipped, member, fresh)
+                        os.rename(fresh, place)
+                    finally:
+                        shutil.rmtree(fresh, ignore_errors=True)
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        raise CoopError(f"cannot unpack {archive} into {cache_folder()}: {reason(error)}") from error
+    return place
+
+
+def _unpack(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
+    if path_fault(member.filename):
+        raise CoopError(f"{zipped.filename} is not unpacked: {path_fault(member.filename)}")
+    unpacked = zipped.extract(member, folder)
+    time = calendar.timegm((*member.date_time, 0, 0, 0))
+    os.utime(unpacked, (time, time))

@@ -1,51 +1,86 @@
 """Getting a dataset: what its description lists is fetched, checked and unpacked; what cannot be is said in words."""
 
+import errno
+import http.client
+import lzma
 import os
 import shutil
+import stat
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pooch
 from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-from coop.data.description import Description, Download, dataset_folder
-from coop.data.download import check_sum, download
-from coop.data.extract import extract, is_archive
-from coop.data.frames import extract_frames
-from coop.data.idx import unpack_idx
+from coop.data.convert import make_split_file, unpack_idx
+from coop.data.dataset import path_fault, reason, shortened
+from coop.data.spec import DatasetSpec, Download, dataset_folder
 from coop.errors import CoopError
 
 WORK = ".prepare"  # folder in the dataset's own, so that renaming never crosses a file system
+TRIES = 5  # in a row without a byte of progress
+PAUSE = 1.0  # seconds before the second try, doubled for each further one
+BLOCK = 1 << 20
+TIMEOUT = 60.0  # seconds without an answer
+TIME_LIMIT = 600.0  # seconds for a download, and more for a long one:
+SLOWEST = 20_000  # bytes a second
+NO_REMEDY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
 
 
-def prepare(description: Description, data_root: Path, say: Callable[[str], None]) -> bool:
+def prepare(spec: DatasetSpec, data_root: Path, say: Callable[[str], None]) -> bool:
     """Bring the dataset's folder as far as possible, saying each step; return whether nothing is left to do.
 
     What is there is not touched. A download that fails is said, with the way by hand, and the others go on.
     """
-    folder = dataset_folder(description, data_root)
+    folder = dataset_folder(spec, data_root)
     work = folder / WORK
     failures = 0
-    with _alone(work):
-        frame_faults = _frames(description, folder, say)
-        for item in wanted(description):
+    with _locked(work):
+        for item in wanted(spec):
             try:
                 say(_obtain(item, folder, work))
             except CoopError as error:
                 failures += 1
                 say(f"FAILED: {error}. By hand: put {file_name(item)} into {folder} and run this again")
-        if description.idx and not failures and not is_complete(description, folder):
-            unpack_idx(description, folder)
-            say(f"{description.images}: written from the files in {description.idx}")
-    done = is_complete(description, folder)
-    if description.manual and not done:
-        say(f"By hand, in {folder}: {description.manual}")
-    return not failures and not frame_faults and done
+        if spec.idx and not failures and not is_complete(spec, folder):
+            unpack_idx(spec, folder)
+            say(f"{spec.images}: written from the files in {spec.idx}")
+        if spec.annotations and spec.official_split and not (folder / spec.official_split.file).is_file():
+            try:
+                own = make_split_file(spec, folder)
+                say(f"{own.name}: made of the annotation files, for as long as the official split file is missing")
+            except CoopError as error:
+                say(f"no own split either: {error}")
+    done = is_complete(spec, folder)
+    if spec.manual and not done:
+        say(f"By hand, in {folder}: {spec.manual}")
+    return not failures and done
 
 
 @contextmanager
-def _alone(work: Path) -> Iterator[None]:
+def _locked(work: Path) -> Iterator[None]:
     """Make the work folder and keep other calls out of it; remove it again unless parts of downloads are kept there."""
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -61,19 +96,18 @@ def _alone(work: Path) -> Iterator[None]:
         raise CoopError(f"cannot write {error.filename or work}: {error.strerror}") from error
 
 
-def wanted(description: Description) -> list[Download]:
+def wanted(spec: DatasetSpec) -> list[Download]:
     """Return the description's downloads, and its official split file."""
-    split = description.official_split
+    split = spec.official_split
     if split is None or not split.url:
-        return description.downloads
-    own = Download(url=split.url, creates=split.file, sha256=split.sha256, filename=split.file)
-    return [*description.downloads, own]
+        return spec.downloads
+    return [*spec.downloads, Download(split.url, split.file, sha256=split.sha256, filename=split.file)]
 
 
-def is_complete(description: Description, folder: Path) -> bool:
+def is_complete(spec: DatasetSpec, folder: Path) -> bool:
     """Tell whether everything that the description needs and downloads is there, by name."""
-    needed = [folder / path for path in description.needs or [description.images]]
-    return all(map(_has_content, needed)) and all(_is_there(item, folder) for item in wanted(description))
+    needed = [folder / path for path in spec.needs or [spec.images]]
+    return all(map(_has_content, needed)) and all(_is_there(item, folder) for item in wanted(spec))
 
 
 def file_name(item: Download) -> str:
@@ -94,13 +128,11 @@ def _obtain(item: Download, folder: Path, work: Path) -> str:
     if _is_there(item, folder):
         return f"{item.done_when or item.creates}: there"
     by_hand = folder / file_name(item)
-    if by_hand.is_file():
-        check_sum(by_hand, item.md5, item.sha256, str(by_hand))
-        file = by_hand
-    else:
-        file = work / file_name(item)
-        if not file.is_file():
-            download(item.url, file, item.md5, item.sha256)
+    file = by_hand if by_hand.is_file() else work / file_name(item)
+    if file == by_hand:
+        check_sum(by_hand, item.md5, item.sha256)
+    elif not file.is_file():
+        download(item.url, file, item.md5, item.sha256)
     if not is_archive(file):
         place = folder / item.creates
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -149,14 +181,225 @@ def _move(found: Path, folder: Path, item: Download) -> None:
             os.replace(fresh, place)
 
 
-def _frames(description: Description, folder: Path, say: Callable[[str], None]) -> dict[str, str]:
-    """Take the middle frames if the videos are there; return those that failed."""
-    if not description.frames or not (folder / description.frames).is_dir():
-        return {}
-    faults = extract_frames(folder / description.frames, folder / description.images)
-    say(f"{description.images}: middle frames taken")
-    for fault in list(faults.values())[:10]:
-        say(f"FAILED: {fault}")
-    if len(faults) > 10:
-        say(f"FAILED: {len(faults) - 10} more videos")
-    return faults
+# Archives that nobody vouches for: no path and no link leaves the target.
+
+
+def is_archive(path: Path) -> bool:
+    """Tell by its name whether a file is an archive that `extract` can unpack."""
+    return path.name.lower().endswith(ARCHIVES)
+
+
+def extract(archive: Path, target: Path, below: str = "") -> None:
+    """Unpack the files of `archive`, or those under `below`, into the new folder `target`.
+
+    Only regular files are written, with ordinary permissions. Raises CoopError for a path that leaves the target, for
+    any link or device, and for a damaged archive; `target` is gone again then.
+    """
+    target.mkdir(parents=True)
+    try:
+        with _bytes_display() as bar, bar.open(archive, "rb", description=f"unpacking {archive.name}") as file:
+            if archive.name.lower().endswith(".zip"):
+                _extract_zip(archive, target, below)
+            else:
+                with tarfile.open(fileobj=file, mode="r:*") as tar:
+
+                    def checked(member: tarfile.TarInfo, place: str) -> tarfile.TarInfo | None:
+                        path = _checked(archive, member.name, member.isfile() or member.isdir())
+                        return tarfile.data_filter(member, place) if _is_below(path, below) else None
+
+                    tar.extractall(str(target), filter=checked)
+    except BaseException as error:
+        shutil.rmtree(target, ignore_errors=True)
+        if isinstance(error, DAMAGED):
+            raise CoopError(f"cannot unpack {archive}: {reason(error)}") from error
+        raise
+
+
+def _extract_zip(archive: Path, target: Path, below: str) -> None:
+    with zipfile.ZipFile(archive) as zipped:
+        members = zipped.infolist()
+        needed, free = sum(member.file_size for member in members), shutil.disk_usage(archive.parent).free
+        if needed > free:
+            raise CoopError(f"{archive} unpacks to {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free")
+        for member in members:
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            path = _checked(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            if _is_below(path, below):
+                zipped.extract(member, target)
+
+
+def _checked(archive: Path, name: str, ordinary: bool) -> str:
+    """Return the member's path in plain form; CoopError if it could write outside the target."""
+    fault = path_fault(name)
+    if fault:
+        raise CoopError(f"{archive} is not unpacked: {fault.replace('image folder', 'target folder')}")
+    if not ordinary:
+        raise CoopError(f"{archive} is not unpacked: {shortened(name)} is a link or a device, not a file")
+    return "/".join(step for step in name.split("/") if step not in ("", "."))
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return not folder or path == folder or path.startswith(f"{folder}/")
+
+
+# Fetching one file: carried on where it broke off, and checked before it has its name.
+
+
+class _Broken(Exception):
+    """The connection broke off before the end: worth another try."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects to http and https only, and none from https back to http."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        scheme = urlsplit(newurl).scheme
+        if scheme != "https" and scheme != req.type:
+            raise CoopError(f"{req.full_url} leads to another kind of address, {shortened(newurl)}, which is refused")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def download(
+    url: str,
+    path: Path,
+    md5: str | None = None,
+    sha256: str | None = None,
+    pause: float = PAUSE,
+    time_limit: float = TIME_LIMIT,
+) -> None:
+    """Fetch `url` into `path`, which exists only once it is whole and its checksum is right.
+
+    What has come so far lies in `<path>.part`, from where the next call goes on. Raises CoopError when the server
+    refuses, when several tries in a row bring nothing, after `time_limit` seconds and the file's length at `SLOWEST`,
+    and for a wrong checksum (the part is thrown away then).
+    """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise CoopError(f"{shortened(url)} is not a web address: it should begin with https://")
+
+    def fetch(address: str, output_file: str, _: object) -> None:
+        part = path.with_name(path.name + ".part")
+        _fetch_in_tries(address, part, pause, time.monotonic() + time_limit)
+        os.replace(part, output_file)
+        _tag_file(part).unlink(missing_ok=True)
+
+    pooch.get_logger().setLevel("ERROR")  # it would print every download and its hash
+    try:
+        pooch.retrieve(url, _known_hash(md5, sha256), path.name, path.parent, downloader=fetch)
+    except ValueError as error:
+        found = reason(error).split(". ")[0]
+        raise CoopError(f"{url} is not the file that it should be: {found}") from error
+
+
+def check_sum(path: Path, md5: str | None, sha256: str | None) -> None:
+    """Raise CoopError if the file has another checksum than the one that is known."""
+    known = _known_hash(md5, sha256)
+    if known:
+        kind, expected = known.split(":")
+        found = pooch.file_hash(str(path), kind)
+        if found != expected.lower():
+            raise CoopError(f"{path} is not the file that it should be: {kind} {found}, expected {expected}")
+
+
+def _known_hash(md5: str | None, sha256: str | None) -> str | None:
+    return f"sha256:{sha256}" if sha256 else f"md5:{md5}" if md5 else None
+
+
+def _fetch_in_tries(url: str, part: Path, pause: float, deadline: float) -> None:
+    """Fetch until the part is the whole file; give up after some tries in a row without a byte of progress."""
+    failures = 0
+    with _bytes_display() as bar:
+        task = bar.add_task(part.name.removesuffix(".part"), total=None)
+        while True:
+            before = _size(part)
+            try:
+                return _fetch(url, part, bar, task, deadline)
+            except _Broken as error:
+                failures = 1 if _size(part) > before else failures + 1
+                if failures >= TRIES:
+                    tries = f"{TRIES} tries brought no more of {url}"
+                    raise CoopError(f"{tries}: {error}; run this again later") from error
+                time.sleep(pause * 2 ** (failures - 1))
+
+
+def _fetch(url: str, part: Path, bar: Progress, task: TaskID, deadline: float) -> None:
+    """Append to `part` what it lacks; raises _Broken where another try may help."""
+    start, tag = _size(part), _tag_file(part).read_text() if _tag_file(part).exists() else ""
+    headers = {"User-Agent": "coop-clip", "Accept-Encoding": "identity"}
+    if start and tag:  # without a tag nobody can tell whether the file is still the same: begin again
+        headers |= {"Range": f"bytes={start}-", "If-Range": tag}
+    try:
+        opener = urllib.request.build_opener(_Redirects)
+        with opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
+            goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+            if answer.headers.get("Content-Type", "").startswith("text/html"):
+                remedy = "open it in a browser and download the file by hand"
+                raise CoopError(f"{url} gave a web page, not the file: {remedy}")
+            if not goes_on:
+                start = 0
+                _write_tag(part, answer.headers)
+            length = answer.headers.get("Content-Length") or ""
+            total = start + int(length) if length.isdecimal() else None
+            _check_space(part, (total or 0) - start)
+            bar.update(task, total=total, completed=start)
+            with part.open("ab" if goes_on else "wb") as file:
+                while block := answer.read1(BLOCK):
+                    file.write(block)
+                    bar.advance(task, len(block))
+                    if time.monotonic() > deadline + (total or 0) / SLOWEST:
+                        raise CoopError(f"{url} is too slow: {file.tell()} bytes came; run this again to go on")
+            if _size(part) < (total if total is not None else 1):
+                raise _Broken(f"{_size(part)} of {total or 'some'} bytes came")
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to send: the part is the whole file, or longer than it
+            if error.headers.get("Content-Range", "") == f"bytes */{start}":
+                return
+            _discard(part)
+        if error.code in (408, 416, 429) or error.code >= 500:
+            raise _Broken(f"HTTP {error.code}") from error
+        raise CoopError(f"the server refuses {url}: HTTP {error.code} {reason(Exception(error.reason))}") from error
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in NO_REMEDY:
+            raise CoopError(f"cannot write {part}: {error.strerror}") from error
+        raise _Broken(reason(error)) from error
+    except ValueError as error:
+        raise CoopError(f"{shortened(url)} is not a web address: {reason(error)}") from error
+
+
+def _check_space(part: Path, needed: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if needed > free:
+        raise CoopError(f"{part.parent} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are still to come")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _tag_file(part: Path) -> Path:
+    return part.with_name(part.name + ".tag")
+
+
+def _write_tag(part: Path, headers: Any) -> None:
+    """Keep what identifies this version of the file on the server; a weak ETag cannot be asked for by range."""
+    tag = headers.get("ETag", "")
+    part.unlink(missing_ok=True)
+    _tag_file(part).write_text(tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", ""))
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _tag_file(part).unlink(missing_ok=True)
+
+
+def _bytes_display() -> Progress:
+    """Return a progress display that counts bytes, silent when standard error is not a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )

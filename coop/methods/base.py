@@ -1,4 +1,4 @@
-"""The contract of every method, and what methods share: class weights, cosine logits, training by epochs.
+"""The contract of every method, and what methods share: class features, cosine logits, training on batches.
 
 A method reads one kind of cached input (`reads`), is fitted on a few-shot sample, and answers logits. What it learns is
 its own: the backbone, shared by all runs of a sweep, never changes.
@@ -7,15 +7,15 @@ its own: the backbone, shared by all runs of a sweep, never changes.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from coop.clip.backbone import Backbone
-from coop.clip.prompts import expand_template
+from coop.clip.prompts import PROMPT_FILE, expand_template, read_prompt_file
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.io import track
@@ -23,6 +23,7 @@ from coop.options import MethodOptions, Training
 from coop.train import Batch, epoch_batches, learning_rates, sgd, steps_per_epoch, train
 
 Average = Literal["unit", "raw"]
+M = TypeVar("M", bound="Method")
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Method(ABC):
 
     A method is made for `classes`, fitted on a few-shot sample (unless `trains` is false), and then answers `logits`.
     Its learned tensors are `state()`; the same constructor call and `load_state` give the same logits again.
-    `seed` is the only randomness. `Options` (coop/options.py) says what the method can be told, which tap of the cache
-    it reads, and whether it trains and uses a validation sample.
+    `seed` is the only randomness. `Options` (coop/options.py) holds the settings, and says which tap of the cache the
+    method reads, and whether it trains and uses a validation sample.
     """
 
     name: ClassVar[str]
@@ -49,13 +50,18 @@ class Method(ABC):
     def __init__(self, backbone: Backbone, classes: Classes, options: Any, seed: int = 1) -> None:
         self.backbone, self.classes, self.options, self.seed = backbone, classes, options, seed
 
+    @property
+    def device(self) -> torch.device:
+        """The backbone's device, where the method computes."""
+        return self.backbone.device
+
     def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Learn from `train`, choosing hyper-parameters on `val` only; return what is worth recording in the result."""
         return {}
 
     @abstractmethod
-    def logits(self, inputs: Tensor) -> Float[Tensor, "n c"]:
-        """Return the scaled logits of images, given as the cache's rows of the tap that the method `reads`."""
+    def logits(self, inputs: Shaped[Tensor, "n *row"]) -> Float[Tensor, "n c"]:
+        """Return the scaled logits of images, given as the cache's rows of the tap that the method reads."""
 
     def state(self) -> dict[str, Tensor]:
         """Return the learned tensors."""
@@ -64,13 +70,13 @@ class Method(ABC):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Load learned tensors. Raises CoopError where a name or a shape does not fit."""
         if state:
-            raise CoopError(f"method {self.name} learns nothing, but the file holds {', '.join(sorted(state))}")
+            raise CoopError(f"method={self.name} learns nothing, but the file holds {', '.join(sorted(state))}")
 
     def for_classes(self, classes: Classes) -> "Method":
         """Return this method, as learned, for other classes. Raises CoopError if what it learned does not move."""
         raise CoopError(f"method={self.name} learns something for each class: it cannot be moved to other classes")
 
-    def moved(self, classes: Classes) -> "Method":
+    def moved(self: M, classes: Classes) -> M:
         """Return a new method of the same options and learned tensors for other classes: a body for `for_classes`."""
         method = type(self)(self.backbone, classes, self.options, self.seed)
         method.load_state(self.state())
@@ -81,22 +87,58 @@ class Method(ABC):
         return text_features(self.backbone, self.classes, self.options.template, average, underscores)
 
 
-class TrainedMethod(Method):
-    """A method whose `parameters` are trained on batches, by `loss`; its Options extend `coop.options.Training`.
+class CosineClassifier(Method):
+    """A method with one feature per class: logits = exp(logit scale) * cos(f, w_c) + logit bias."""
 
-    `fit` is CoOp's protocol: SGD, constant warm-up, cosine by epoch, the last epoch is the result. A method that
-    departs overrides one part: `optimizer`, `rates`, `batches`, `backward`, `after_epoch`.
+    _class_features: Tensor | None = None
+
+    @abstractmethod
+    def class_features(self) -> Float[Tensor, "c e"]:
+        """Return w, normalised, differentiable in what is learned."""
+
+    def scores(self, inputs: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
+        """Return the logits, differentiable in what is learned."""
+        return scaled_cosine(self.backbone, inputs, self.class_features())
+
+    @torch.no_grad()
+    def logits(self, inputs: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
+        """Return scaled cosine similarities; the class features are computed once."""
+        if self._class_features is None:
+            self._class_features = self.class_features()
+        return scaled_cosine(self.backbone, inputs, self._class_features)
+
+    def reset_cache(self) -> None:
+        """Drop the class features."""
+        self._class_features = None
+
+
+class TrainedMethod(Method):
+    """A method whose `parameters` are trained on batches; its Options extend `coop.options.Training`.
+
+    A method states `parameters` and `scores`; the loss is their cross-entropy unless it overrides `loss`. `fit` is
+    CoOp's protocol: SGD, constant warm-up, cosine by epoch, the last epoch is the result. A method that departs
+    overrides one part: `trainable`, `optimizer`, `steps_per_epoch`, `rates`, `batches`, `backward`, `after_step`,
+    `after_epoch`. A method of several stages calls `run_training` once for each.
     """
 
-    drop_last: ClassVar[bool] = True  # whether an incomplete last batch is left out
+    drop_last: ClassVar[bool] = True  # whether an incomplete last batch is left out, unless it is the only one
 
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the learned tensors by name: what is trained, saved and loaded."""
 
     @abstractmethod
-    def loss(self, inputs: Tensor, labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-        """Return the batch's loss."""
+    def scores(self, inputs: Shaped[Tensor, "b *row"]) -> Float[Tensor, "b c"]:
+        """Return the logits, differentiable in the parameters."""
+
+    def loss(self, inputs: Shaped[Tensor, "b *row"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Return the batch's cross-entropy."""
+        return F.cross_entropy(self.scores(inputs), labels.to(self.device))
+
+    @torch.no_grad()
+    def logits(self, inputs: Shaped[Tensor, "n *row"]) -> Float[Tensor, "n c"]:
+        """Return the scores, without gradients."""
+        return self.scores(inputs)
 
     def trainable(self) -> list[nn.Parameter]:
         """Return those of the parameters that training changes."""
@@ -106,34 +148,59 @@ class TrainedMethod(Method):
         """Return the optimiser; the protocol's SGD."""
         return sgd(self.trainable(), self.options)
 
+    def steps_per_epoch(self, train_set: Samples) -> int:
+        """Return the number of batches in an epoch."""
+        return steps_per_epoch(len(train_set), self.options.batch_size, self.drop_last)
+
     def rates(self, per_epoch: int) -> list[float]:
         """Return the learning rate of every step, for `per_epoch` steps in an epoch."""
         o: Training = self.options
         return learning_rates(o.epochs or 0, per_epoch, o.lr, o.warmup_epochs, o.warmup_lr)
 
     def batches(self, train_set: Samples) -> Iterator[Batch]:
-        """Yield the batches of all epochs."""
+        """Yield the batches of all epochs, as many as there are rates."""
         o: Training = self.options
         return epoch_batches(train_set, o.epochs or 0, o.batch_size, generator(self.seed), self.drop_last)
 
-    def backward(self, inputs: Tensor, labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+    def backward(self, inputs: Shaped[Tensor, "b *row"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Compute the gradients of one step; return its loss."""
         loss = self.loss(inputs, labels)
         loss.backward()
         return loss.detach()
 
+    def after_step(self, step: int) -> None:
+        """Do what follows the optimiser's step, counted from 0."""
+
     def after_epoch(self, epoch: int, val: Samples) -> None:
-        """Look at the parameters after an epoch, counted from 0."""
+        """Do what follows the last step of an epoch, counted from 0; `logits` answers with the current parameters."""
 
     def reset_cache(self) -> None:
         """Drop what was computed from the parameters' former values."""
 
     def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Train; return the number of steps and the first and last loss."""
-        per_epoch = steps_per_epoch(len(train), self.options.batch_size, self.drop_last)
-        losses = run_training(self, train, val, per_epoch)
-        self.reset_cache()
+        losses = self.run_training(train, val)
         return {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]} if losses else {"steps": 0}
+
+    def run_training(self, train_set: Samples, val: Samples) -> list[float]:
+        """Train with the parts that this method defines; return every step's loss.
+
+        Options without a number of epochs or steps get the protocol's, for as many shots as the largest class has.
+        """
+        if len(train_set):
+            self.options = self.options.resolved(int(train_set.labels.bincount().max()), self.classes.dataset)
+        per_epoch = self.steps_per_epoch(train_set)
+
+        def after_step(step: int) -> None:
+            self.after_step(step)
+            if (step + 1) % per_epoch == 0:
+                self.reset_cache()
+                self.after_epoch(step // per_epoch, val)
+
+        batches, rates = self.batches(train_set), self.rates(per_epoch)
+        losses = train(self.optimizer(), self.backward, batches, rates, self.name, after_step)
+        self.reset_cache()
+        return losses
 
     def state(self) -> dict[str, Tensor]:
         """Return the parameters."""
@@ -145,17 +212,6 @@ class TrainedMethod(Method):
         self.reset_cache()
 
 
-def run_training(method: TrainedMethod, train_set: Samples, val: Samples, per_epoch: int) -> list[float]:
-    """Train `method` with the parts that it defines; return every step's loss."""
-
-    def after_step(step: int) -> None:
-        if (step + 1) % per_epoch == 0:
-            method.after_epoch(step // per_epoch, val)
-
-    batches, rates = method.batches(train_set), method.rates(per_epoch)
-    return train(method.optimizer(), method.backward, batches, rates, method.name, after_step)
-
-
 def text_features(
     backbone: Backbone,
     classes: Classes,
@@ -163,20 +219,42 @@ def text_features(
     average: Average = "unit",
     underscores: bool = False,
 ) -> Float[Tensor, "c e"]:
-    """Return one feature per class: the average over the templates that `template` stands for.
+    """Return one feature per class: the average over the prompts that `template` stands for.
 
-    Papers average in two ways. "unit": each template's feature made unit, their mean made unit again (CLIP, LP++, GDA,
+    These are templates (see `expand_template`), the class's sentences in a file (`file:prompts.json`), or both
+    (`a photo of a {}.+file:prompts.json`; with nothing before the +, the dataset's own template).
+    Papers average in two ways. "unit": each prompt's feature made unit, their mean made unit again (CLIP, LP++, GDA,
     ProLIP, Tip-Adapter, APE). "raw": the mean of the features as they are, not normalised (TaskRes, CLAP; the
     cross-modal probe makes this mean unit). `underscores` keeps the underscores of class names (TaskRes, CLAP); else
     they are spaces.
     """
-    templates = expand_template(template, classes.template, classes.dataset)
-    features = []
-    for text in track(templates, "encoding templates", len(templates)):
-        encoded = backbone.encode_template(text, classes.names, underscores)
-        features.append(F.normalize(encoded, dim=-1) if average == "unit" else encoded)
-    mean = torch.stack(features).mean(dim=0)
-    return F.normalize(mean, dim=-1) if average == "unit" else mean
+    before, both, path = (template or "").partition(f"+{PROMPT_FILE}")
+    file = PROMPT_FILE + path if both else template if template and template.startswith(PROMPT_FILE) else None
+    total = torch.zeros(len(classes.names), backbone.joint_width, device=backbone.device)
+    count = torch.zeros(len(classes.names), 1, device=backbone.device)
+
+    def add(features: Float[Tensor, "n e"], of_class: Int[Tensor, " n"]) -> None:
+        features = F.normalize(features, dim=-1) if average == "unit" else features
+        total.index_add_(0, of_class, features)
+        count.index_add_(0, of_class, count.new_ones(len(features), 1))
+
+    each = torch.arange(len(classes.names), device=backbone.device)
+    if file:
+        sentences = read_prompt_file(file, classes.names)
+        numbers = torch.tensor([len(texts) for texts in sentences], device=backbone.device)
+        add(backbone.encode_texts([text for texts in sentences for text in texts]), each.repeat_interleave(numbers))
+    if both or not file:
+        templates = expand_template((before or None) if both else template, classes.template, classes.dataset)
+        for text in track(templates, "encoding templates", len(templates)):
+            add(backbone.encode_template(text, classes.names, underscores), each)
+    return F.normalize(total, dim=-1) if average == "unit" else total / count
+
+
+@torch.no_grad()
+def accuracy(method: Method, samples: Samples) -> float:
+    """Return the share of the samples' test views whose highest logit is their label's."""
+    predicted = method.logits(samples.test_view[:]).argmax(dim=1)
+    return int((predicted == samples.labels.to(predicted.device)).sum()) / max(len(samples), 1)
 
 
 def scaled_cosine(

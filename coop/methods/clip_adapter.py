@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.io import track
-from coop.methods.base import Classes, Method, TrainedMethod, generator, linear, scaled_cosine
+from coop.methods.base import Classes, Method, TrainedMethod, accuracy, generator, linear, scaled_cosine
 from coop.options import ADAPTER_BRANCHES, ClipAdapterOptions
 
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # those that the paper compares (its table 4); 0 is zero-shot CLIP
@@ -62,15 +62,6 @@ class ClipAdapter(TrainedMethod):
         features = self._adapted("visual", features.to(self.text.device).float())
         return scaled_cosine(self.backbone, features, F.normalize(self._adapted("text", self.text), dim=-1))
 
-    def loss(self, features: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-        """Return the batch's cross-entropy."""
-        return F.cross_entropy(self.scores(features), labels.to(self.text.device))
-
-    @torch.no_grad()
-    def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
-        """Return the scaled cosines of the adapted features."""
-        return self.scores(features)
-
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the layers of each branch, and `ratio` (its logit where it is learned)."""
         layers = {f"{name}.{k}": p for name, adapter in self.adapters.items() for k, p in adapter.named_parameters()}
@@ -87,15 +78,14 @@ class ClipAdapter(TrainedMethod):
             return {**super().fit(train, val), "ratio": float(self.ratio.detach())}
         if not len(val):
             raise CoopError("ratio=search needs validation images, and there are none: give a ratio, or 'learned'")
-        best: tuple[int, dict[str, Tensor], dict[str, Any]] = (-1, {}, {})
+        best: tuple[float, dict[str, Tensor], dict[str, Any]] = (-1, {}, {})
         accuracies: dict[str, float] = {}
         for ratio in track(RATIOS, "searching the ratio", len(RATIOS)):
             self._start(ratio)
             notes = super().fit(train, val)
-            correct = int((self.logits(val.test_view).argmax(dim=1).cpu() == val.labels.cpu()).sum())
-            accuracies[str(ratio)] = correct / len(val)
-            if correct > best[0]:
-                best = (correct, self.state(), notes)
+            accuracies[str(ratio)] = accuracy(self, val)
+            if accuracies[str(ratio)] > best[0]:
+                best = (accuracies[str(ratio)], self.state(), notes)
         self.load_state(best[1])
         return {**best[2], "ratio": float(self.ratio), "val_accuracy_by_ratio": accuracies}
 

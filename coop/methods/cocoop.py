@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from coop.clip.backbone import Backbone
@@ -60,10 +60,6 @@ class CoCoOp(TrainedMethod):
         features = features.to(self.backbone.device).float()
         cosines = torch.einsum("be,bce->bc", F.normalize(features, dim=-1), self.class_features(features))
         return self.backbone.logit_scale * cosines + self.backbone.logit_bias
-
-    def loss(self, features: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-        """Return the batch's cross-entropy."""
-        return F.cross_entropy(self.scores(features), labels.to(self.backbone.device))
 
     @torch.no_grad()
     def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
-from coop.methods.base import Classes, Method, TrainedMethod, generator, scaled_cosine
+from coop.methods.base import Classes, CosineClassifier, Method, TrainedMethod, generator
 from coop.options import CoOpOptions
 
 
@@ -60,7 +60,7 @@ class PromptLearner(nn.Module):
         return F.normalize(self.encoder(self.ctx.flatten(0, -2)), dim=-1)
 
 
-class CoOp(TrainedMethod):
+class CoOp(CosineClassifier, TrainedMethod):
     """p(y = i | x) = softmax_i(exp(logit scale) * cos(f(x), g(t_i))), t_i = [V]_1 .. [V]_M [CLASS_i]; V is learned.
 
     Trained by cross-entropy with the protocol's SGD. Departures from the released code: the context and its optimiser
@@ -73,7 +73,6 @@ class CoOp(TrainedMethod):
     def __init__(self, backbone: Backbone, classes: Classes, options: CoOpOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
         self.learner = self._learner(classes)
-        self._class_features: Tensor | None = None
 
     def _learner(self, classes: Classes) -> PromptLearner:
         o = self.options
@@ -87,32 +86,17 @@ class CoOp(TrainedMethod):
             generator(self.seed),
         )
 
-    def loss(self, features: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-        """Return the batch's cross-entropy."""
-        return F.cross_entropy(scaled_cosine(self.backbone, features, self.learner.class_features()), labels)
+    def class_features(self) -> Float[Tensor, "c e"]:
+        """Return the learned prompts' normalised features."""
+        return self.learner.class_features()
 
     def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Train the context; the last epoch is the result (`val` is not used)."""
         return {"n_ctx": self.learner.n_ctx, **super().fit(train, val)}
 
-    @torch.no_grad()
-    def class_features(self) -> Float[Tensor, "c e"]:
-        """Return the learned prompts' normalised features; the text tower runs once."""
-        if self._class_features is None:
-            self._class_features = self.learner.class_features()
-        return self._class_features
-
-    def logits(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
-        """Return scaled cosine similarities."""
-        return scaled_cosine(self.backbone, features, self.class_features())
-
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return `ctx`, (m, d) or (c, m, d)."""
         return {"ctx": self.learner.ctx}
-
-    def reset_cache(self) -> None:
-        """Drop the class features."""
-        self._class_features = None
 
     def for_classes(self, classes: Classes) -> Method:
         """Return the same context before other class names; a class-specific one does not move."""

@@ -32,7 +32,7 @@ class KgCoOp(GuidedCoOp):
 
     def loss(self, features: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Return the batch's cross-entropy plus the weighted distance to the hand-written prompts."""
-        learned = self.learner.class_features()
+        learned = self.class_features()
         distance = 1 - (learned * self.template_features).sum(dim=1).mean()
         cross_entropy = F.cross_entropy(scaled_cosine(self.backbone, features, learned), labels.to(learned.device))
         return cross_entropy + self.options.kg_weight * distance
@@ -53,7 +53,7 @@ class ProGrad(GuidedCoOp):
     def backward(self, inputs: Float[Tensor, "b e"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Set the context's gradient to G; return the cross-entropy."""
         ctx, t = self.learner.ctx, self.options.temperature
-        logits = scaled_cosine(self.backbone, inputs, self.learner.class_features())
+        logits = self.scores(inputs)
         teacher = (scaled_cosine(self.backbone, inputs, self.template_features) / t).log_softmax(dim=1)
         cross_entropy = F.cross_entropy(logits, labels.to(logits.device))
         general = t * t * F.kl_div((logits / t).log_softmax(dim=1), teacher, reduction="batchmean", log_target=True)

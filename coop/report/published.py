@@ -1,15 +1,12 @@
-"""Published numbers, and how they are found for a cell.
+"""Published numbers that a study shows beside its own, and what others report of reproducing them.
 
-- A row names its paper, table and `source`: where the number was read. A number that two sources give has two rows.
-  All are in percent; `gain` is a difference in points.
-- A source that says UNVERIFIED was recalled and never checked: `verified` is false; it is shown on request alone.
-- `label` is a series of the study where the row has its settings. Any other label is another system, or one whose
-  settings are not known to be ours: it is shown beside ours, never subtracted from it.
-- No value is changed, averaged or rounded (open_clip's fractions became percent).
+`experiments/published/README.md` says what its files hold. In every row here `verified` is False where the `source`
+says UNVERIFIED: the number was recalled and never checked, and is no target.
 """
 
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,8 +19,16 @@ FOLDER = "experiments/published"
 ORIGIN = ("paper", "table", "source", "verified", "note")
 COLUMNS = ("label", "dataset", "backbone", "shots", "target", "metric", "value", *ORIGIN)
 WORDS = ("label", "dataset", "backbone", "shots", "position", "word", "distance", *ORIGIN)
-REPRODUCTIONS = ("study", "what", "published", "reproduced", "source", "note")
+REPRODUCTIONS = ("studies", "what", "published", "reproduced", "source", "note")
+FILES = {
+    "systems": ("system", "paper", "table", "method", "settings", "source", "note"),
+    "values": ("system", "dataset", "backbone", "shots", "target", "metric", "value", "source", "note"),
+    "shown": ("study", "label", "system", "only"),
+    "words": tuple(name for name in WORDS if name != "verified"),
+    "reproductions": REPRODUCTIONS,
+}
 METRICS = ("accuracy", "gain")
+
 
 Place = tuple[str, str, str, str, str]  # label, dataset, backbone, shots, target
 
@@ -108,12 +113,33 @@ class Publications:
 
 
 def published(study: str) -> pd.DataFrame:
-    """Return the study's published numbers: COLUMNS, a row each; empty if there are none.
+    """Return the published numbers that the study shows: COLUMNS, a row each; empty if there are none.
 
     `shots` is 0 where nothing is trained, or `all`; `target` names a test set as results do. `backbone` is empty where
     the source does not say it. Raises CoopError for a damaged file.
     """
-    return _read(study, COLUMNS, {"shots": _shots, "metric": _metric, "value": float, "verified": _truth})
+    shown = _read("shown")
+    shown = shown[shown["study"] == study]
+    if shown.empty:
+        return pd.DataFrame(columns=list(COLUMNS))
+    systems = _read("systems")
+    values = _read("values", {"shots": _shots, "metric": _metric, "value": float})
+    for name, found in (("shown", set(shown["system"])), ("values", set(values["system"]))):
+        if unknown_systems := sorted(found - set(systems["system"])):
+            raise CoopError(f"{_path(name)} has the system '{unknown_systems[0]}', which systems.csv does not have")
+    parts = []
+    for row in shown.to_dict("records"):
+        part = values[values["system"] == row["system"]]
+        for condition in filter(None, str(row["only"]).split("; ")):
+            key, _, allowed = condition.partition("=")
+            if key not in values:
+                raise CoopError(f"{_path('shown')}: '{condition}' is not of the form key=value value")
+            part = part[part[key].astype(str).isin(allowed.split())]
+        parts.append(part.assign(label=str(row["label"])))
+    rows = pd.concat(parts).merge(systems, on="system", suffixes=("", "_of_system"))
+    for key in ("source", "note"):
+        rows[key] = rows[key].where(rows[key] != "", rows[f"{key}_of_system"])
+    return _with_verified(rows)[list(COLUMNS)]
 
 
 def published_words() -> pd.DataFrame:
@@ -121,19 +147,22 @@ def published_words() -> pd.DataFrame:
 
     `distance` is Euclidean, NaN where none was printed. Raises CoopError for a damaged file.
     """
-    return _read("words", WORDS, {"shots": _shots, "position": int, "distance": _distance, "verified": _truth})
+    return _with_verified(_read("words", {"shots": _shots, "position": int, "distance": _maybe}))[list(WORDS)]
 
 
 def reproductions(study: str) -> pd.DataFrame:
     """Return what others report of reproducing the study's published numbers: REPRODUCTIONS, all text."""
-    rows = _read("reproductions", REPRODUCTIONS, {})
-    return rows[rows["study"] == study].reset_index(drop=True)
+    rows = _read("reproductions")
+    return rows[[study in studies.split() for studies in rows["studies"]]].reset_index(drop=True)
 
 
-def _read(name: str, columns: tuple[str, ...], kinds: dict[str, Callable[[str], Any]]) -> pd.DataFrame:
-    path = resource_folder(FOLDER) / f"{name}.csv"
-    if not path.is_file():
-        return pd.DataFrame(columns=list(columns))
+def _path(name: str) -> Path:
+    return resource_folder(FOLDER) / f"{name}.csv"
+
+
+def _read(name: str, kinds: dict[str, Callable[[str], Any]] | None = None) -> pd.DataFrame:
+    """Return a file of FILES, its columns converted by `kinds`; raises CoopError for a damaged one."""
+    path, columns = _path(name), FILES[name]
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *lines = csv.reader(file, strict=True)
@@ -145,7 +174,7 @@ def _read(name: str, columns: tuple[str, ...], kinds: dict[str, Callable[[str], 
         if len(values) != len(columns):
             raise CoopError(f"{path}, line {line}: {len(values)} values for {len(columns)} columns")
     rows = pd.DataFrame(lines, columns=header, dtype=str)
-    for column, kind in kinds.items():
+    for column, kind in (kinds or {}).items():
         converted = []
         for line, text in enumerate(rows[column], start=2):
             try:
@@ -153,26 +182,20 @@ def _read(name: str, columns: tuple[str, ...], kinds: dict[str, Callable[[str], 
             except ValueError as error:
                 raise CoopError(f"{path}, line {line}: {column} is {text!r} ({error})") from error
         rows[column] = pd.Series(converted, dtype=object if column == "shots" else None)
-    for line, row in enumerate(rows.to_dict("records"), start=2):
-        if not row["source"] or row.get("verified") is ("UNVERIFIED" in row["source"]):
-            raise CoopError(
-                f"{path}, line {line}: source {row['source']!r} does not go with verified={row.get('verified')}"
-            )
     return rows
+
+
+def _with_verified(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `verified`."""
+    return rows.assign(verified=~rows["source"].str.contains("UNVERIFIED"))
 
 
 def _shots(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
-def _distance(text: str) -> float:
+def _maybe(text: str) -> float:
     return float(text or "nan")
-
-
-def _truth(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError("neither true nor false")
-    return text == "true"
 
 
 def _metric(text: str) -> str:

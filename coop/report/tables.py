@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from rich.bar import Bar
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.table import Table as RichTable
 
 from coop.errors import CoopError, unknown
@@ -348,17 +347,6 @@ def _printed(rich: RichTable, width: int, notes: Sequence[str], note_width: int 
     for note in notes:
         console.print(note, style="dim")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-
-
-def to_bars(table: Table, width: int = 50) -> RenderableType:
-    """Return a bar from 0 to 100 % for each cell, for the terminal; averages are left out."""
-    rich = RichTable.grid(padding=(0, 2))
-    for headers, values in table.grid.rows:
-        for column, value in zip(table.grid.columns, values, strict=True):
-            if AVERAGE not in headers and value is not None and value.mean is not None:
-                name = ", ".join(text for text in headers[1:] if text != "-")
-                rich.add_row(name, column, Bar(100, 0, value.mean, width=width), f"{value.mean:.1f} %")
-    return rich
 
 
 def to_markdown(grid: Grid) -> str:

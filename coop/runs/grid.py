@@ -81,6 +81,14 @@ def _parsed(parser: OverridesParser, key: str, value: str) -> Override:
         raise CoopError(f"{_short(f'{key}={value}')}: {first_line(error)}") from error
 
 
+def parsed_value(key: str, value: str) -> Any:
+    """Return one value as the grammar reads it. Raises CoopError for several values."""
+    override = _parsed(OverridesParser.create(), "value", value)
+    if override.is_sweep_override():
+        raise CoopError(f"{_short(f'{key}={value}')}: give one value")
+    return override.value()
+
+
 def single(words: Sequence[str]) -> Values:
     """Return the keys and values of one run. Raises CoopError where a key has several values."""
     values: Values = {}
@@ -97,8 +105,8 @@ def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[Values]:
         yield dict(zip(grid, combination, strict=True))
 
 
-def applied(jobs: Iterable[Values], must: Iterable[str] = ()) -> tuple[list[Values], list[str]]:
-    """Return the jobs, each once, without keys that their methods do not use, and a line on each such key.
+def applied(jobs: Iterable[Values], must: Iterable[str] = ()) -> tuple[list[Values], str]:
+    """Return the jobs, each once, without keys that their methods do not use, and a line on those keys.
 
     Raises CoopError, with the reason, for a key in `must` that no job uses.
     """
@@ -115,14 +123,23 @@ def applied(jobs: Iterable[Values], must: Iterable[str] = ()) -> tuple[list[Valu
     for key in must:
         if key in unused and key not in used:
             raise CoopError(f"{key}: {'; '.join(dict.fromkeys(unused[key].values()))}")
-    lines = [f"{key} does not apply to {', '.join(methods)}" for key, methods in unused.items()]
-    return list(kept.values()), lines
+    by_methods: dict[str, list[str]] = {}
+    for key, methods in unused.items():
+        by_methods.setdefault(", ".join(methods), []).append(key)
+    parts = [f"{', '.join(keys)} do{'es' * (len(keys) == 1)} not apply to {of}" for of, keys in by_methods.items()]
+    return list(kept.values()), "; ".join(parts)
 
 
-def sweep(words: Sequence[str]) -> tuple[list[Values], list[str]]:
-    """Return the keys and values of every run of a grid, and a line on each key that not all methods use."""
+def sweep(words: Sequence[str]) -> tuple[list[Values], str]:
+    """Return the keys and values of every run of a grid, and a line on the keys that not all methods use."""
     grid = {assignment.key: assignment.values for assignment in parse(words)}
     return applied(combinations(grid), grid)
+
+
+def split_launch_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words on how a sweep is launched (hydra/launcher, hydra.launcher.*, jobs), and the other words."""
+    ours = [text for text in words if re.match(r"[+~]*(hydra[./](launcher|sweeper)\b|jobs=)", text)]
+    return ours, [text for text in words if text not in ours]
 
 
 def word(key: str, value: Any) -> str:

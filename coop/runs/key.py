@@ -13,7 +13,7 @@ from typing import Any
 from coop.config import RunConfig
 from coop.errors import CoopError, unknown
 from coop.io import ASSETS
-from coop.options import OPTIONS, MethodOptions, method_options, resolved
+from coop.options import OPTIONS, MethodOptions, method_options
 
 DEFAULT_VALIDATION = "min4"  # CoOp's rule, and that of results which do not name theirs
 LONGEST_NAME = 100  # characters of one folder's name
@@ -136,7 +136,7 @@ class RunKey:
         """
         kind = type(self.options)
         words = [f"shots{self.shots}", f"seed{self.seed}"] if kind.trains else []
-        default = flat(dataclasses.asdict(resolved(kind(), self.shots, self.dataset)))
+        default = flat(dataclasses.asdict(kind().resolved(self.shots, self.dataset)))
         for name, value in flat(dataclasses.asdict(self.options)).items():
             if value != default[name] and value is not None:
                 words.append(f"{name}-{_value_word(value)}")

@@ -3,12 +3,18 @@
 One training has one or more test sets; the first is what the training itself was for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, harmonic_mean
 
+from coop.config import RunConfig
 from coop.data.dataset import Dataset, Split
+from coop.data.images import check_images
+from coop.data.layouts import read_dataset
+from coop.data.spec import DatasetSpec
 from coop.errors import CoopError, unknown
+from coop.io import track
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,48 @@ class Target:
     def test(self) -> Split:
         """Its test images."""
         return restricted(self.dataset.test, self.labels, len(self.dataset.class_names))
+
+
+class Datasets:
+    """Datasets that are read once, and their test images looked for once, for all runs of a sweep."""
+
+    def __init__(self) -> None:
+        self._datasets: dict[tuple[int, Path], tuple[DatasetSpec, Dataset]] = {}
+        self._checked: set[tuple[Path, str, range]] = set()
+
+    def dataset(self, description: DatasetSpec, data_root: Path) -> Dataset:
+        """Read a dataset, once."""
+        key = (id(description), data_root)  # equal descriptions are one object (coop.config.described)
+        if key not in self._datasets:
+            self._datasets[key] = (description, read_dataset(description, data_root))
+        return self._datasets[key][1]
+
+    def targets(self, config: RunConfig) -> list[Target]:
+        """Return a run's test sets. Raises CoopError where one has no test images, or they are not on disk."""
+        dataset = self.dataset(config.dataset, config.data_root)
+        others = {t.name: self.dataset(t, config.data_root) for t in config.protocol.targets}
+        targets = protocol_named(config.protocol.name).targets(dataset, others)
+        for target in targets:
+            key = (target.dataset.root, target.dataset.digest, target.labels)
+            if key not in self._checked:
+                check_images(target.dataset.root, target.test.paths, target.dataset.follow_links)
+                self._checked.add(key)
+        return targets
+
+
+def missing_data(configs: Iterable[RunConfig]) -> dict[str, tuple[int, str]]:
+    """Return, by dataset, how many of these runs cannot be done for want of test images, and what is lacking."""
+    groups: dict[tuple[int, ...], list[RunConfig]] = {}
+    for config in configs:
+        descriptions = (config.dataset, *config.protocol.targets)
+        groups.setdefault(tuple(map(id, descriptions)), []).append(config)
+    datasets, found = Datasets(), dict[str, tuple[int, str]]()
+    for group in track(list(groups.values()), "looking for data", len(groups)):
+        try:
+            datasets.targets(group[0])
+        except CoopError as error:
+            found[group[0].dataset.name] = (len(group), str(error))
+    return found
 
 
 class AllClasses:

@@ -1,43 +1,98 @@
-"""One run: data -> features -> method -> result."""
+"""One run: data -> samples -> method -> metrics, and what stays in memory between the runs of a sweep."""
 
 import dataclasses
 import hashlib
 import json
 import platform
+import shlex
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from omegaconf import OmegaConf
 
 import coop
-from coop.config import RunConfig
-from coop.data import (
-    Dataset,
-    Split,
-    check_images,
-    few_shot,
-    few_shot_notes,
-    read_sample_file,
-    write_sample_file,
-)
+from coop.clip.backbone import Backbone, load_backbone
+from coop.config import RunConfig, config_text, run_config
+from coop.data.dataset import EMPTY, Dataset, Split
+from coop.data.few_shot import few_shot, few_shot_notes
+from coop.data.images import check_images
+from coop.data.splits import read_sample_file, write_sample_file
 from coop.errors import CoopError
 from coop.evaluate import evaluate, predictions
-from coop.features import FeatureCache, Samples
-from coop.io import write_json, write_text
+from coop.features import FeatureCache, Rows
+from coop.io import write_text
 from coop.learned import FILE, Learned
 from coop.methods import METHODS
-from coop.methods.base import Method
-from coop.runs.protocol import Target, classes_of, restricted, summary, training_labels
-from coop.runs.store import CONFIG, FAILURE, RESULT, SAMPLE, flat, identity, run_folder, write_predictions
-from coop.runs.workshop import Workshop
+from coop.methods.base import Classes, Method
+from coop.options import Tap
+from coop.runs.key import RunKey
+from coop.runs.protocol import Datasets, Target, class_names, protocol_named, restricted
+from coop.runs.store import (
+    CONFIG,
+    FAILURE,
+    RESULT,
+    SAMPLE,
+    Predictions,
+    stored_runs,
+    write_failure,
+    write_predictions,
+    write_result,
+)
+
+TUNED_ON_TEST = "settings were chosen on the test images: an upper bound, to compare with published numbers made so"
+
+
+class Resources(Datasets):
+    """What the runs of a sweep share: datasets, one backbone, and its features of test sets, each loaded once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._backbone: tuple[tuple[Any, ...], Backbone, FeatureCache] | None = None
+        self._refused: dict[tuple[Any, ...], CoopError] = {}
+        self._tests: dict[tuple[str, Path, range, Tap], torch.Tensor | Rows] = {}
+        self._done: dict[Path, dict[RunKey, Path]] = {}
+
+    def backbone(self, config: RunConfig) -> tuple[Backbone, FeatureCache]:
+        """Load the run's backbone and its feature cache; the last one stays. One that fails is not tried again."""
+        wanted = (config.backbone, config.device, config.precision, config.cache, config.workers)
+        if wanted in self._refused:
+            raise self._refused[wanted]
+        if self._backbone is None or self._backbone[0] != wanted:
+            self._backbone = None  # the old one leaves before the new one comes
+            self._tests.clear()
+            model = config.backbone
+            try:
+                loaded = load_backbone(model.architecture, model.pretrained, config.device, config.precision)
+            except CoopError as error:
+                self._refused[wanted] = error
+                raise
+            self._backbone = (wanted, loaded, FeatureCache(loaded, config.cache, config.workers))
+        return self._backbone[1:]
+
+    def test_inputs(self, cache: FeatureCache, target: Target, tap: Tap) -> torch.Tensor | Rows:
+        """Return the (n, ...) test views of a test set, as the cache's rows of a tap."""
+        key = (target.dataset.digest, target.dataset.root, target.labels, tap)
+        if key not in self._tests:
+            self._tests[key] = cache.test(target.dataset.root, target.test.paths, tap)
+        return self._tests[key]
+
+    def folder(self, key: RunKey, results: Path) -> Path:
+        """Return a run's folder: that of a finished run of the same key where an older version named it otherwise."""
+        folder = key.folder(results)
+        siblings = folder.parent
+        if (folder / RESULT).is_file() or not siblings.is_dir():
+            return folder
+        if siblings not in self._done:
+            self._done[siblings] = {r.key: r.folder for r in stored_runs(siblings) if r.state == "done" and r.key}
+        return self._done[siblings].get(key, folder)
 
 
 @dataclass(frozen=True)
@@ -45,11 +100,11 @@ class Run:
     """A run that has been checked and can start: what it is, and where it goes."""
 
     config: RunConfig
+    key: RunKey
     dataset: Dataset
     train: Split
     val: Split
     targets: tuple[Target, ...]
-    about: dict[str, Any]
     folder: Path
 
     @property
@@ -58,135 +113,146 @@ class Run:
         return (self.folder / RESULT).is_file()
 
 
-def prepare(config: RunConfig, workshop: Workshop) -> Run:
-    """Check everything that can be checked without a model, and name the run.
+def prepare(config: RunConfig, resources: Resources) -> Run:
+    """Check everything that can be checked without a model, and make the run's key.
 
     Raises CoopError for what the data does not allow.
     """
-    dataset = workshop.dataset(config.dataset, config.data_root)
-    targets = workshop.targets(config)
-    train, val = Split((), ()), Split((), ())
+    dataset = resources.dataset(config.dataset, config.data_root)
+    targets = resources.targets(config)
+    train, val = EMPTY, EMPTY
+    key = RunKey.of(config)
     if config.options.trains:
+        rule = key.validation or "none"
         if config.sample_file:
             train, val = read_sample_file(config.sample_file, dataset)
+            val = EMPTY if rule in ("none", "test") else val
+            key = replace(key, sample=_sample_digest(train, val))
         else:
-            train, val = few_shot(dataset, config.shots, config.seed)
+            train, val = few_shot(dataset, config.shots, config.seed, rule)
         check_images(dataset.root, [*train.paths, *val.paths], dataset.follow_links)
-    for target in targets:
-        workshop.check_test_images(target)
-    sample = _sample_digest(train, val) if config.sample_file else None
-    others = [target.dataset for target in targets if target.dataset is not dataset]
-    about = identity(config, dataset, {other.name: other.digest for other in others}, sample)
-    defaults = flat(dataclasses.asdict(type(config.options)()))
-    folder = run_folder(config.results, about, defaults)
-    return Run(config, dataset, train, val, tuple(targets), about, folder)
+    digests = {target.name: target.dataset.digest for target in targets}
+    others = tuple((name, digests[name]) for name, _ in key.targets)
+    key = replace(key, data=dataset.digest, targets=others)
+    return Run(config, key, dataset, train, val, tuple(targets), resources.folder(key, config.results))
 
 
-def execute(run: Run, workshop: Workshop) -> dict[str, Any]:
-    """Do a run and return its result; on failure leave `failure.json` in its folder and raise."""
-    with recording_failure(run.folder, run.about):
-        write_text(run.folder / CONFIG, OmegaConf.to_yaml(_plain(run.config)))
-        result = _execute(run, workshop)
-        write_json(run.folder / RESULT, result)
+def run(**keys: Any) -> dict[str, Any]:
+    """Do one run and return its result, or the result that is there: `coop run` from Python.
+
+    Keys are those of the command line (`coop run --help-keys`): dataset="eurosat", method="coop", shots=4, n_ctx=4;
+    dotted ones as {"augment.views": 0} with **. Raises CoopError for what `coop run` calls a mistake.
+    """
+    resources = Resources()
+    prepared = prepare(run_config(keys), resources)
+    if not prepared.done:
+        execute(prepared, resources)
+    result: dict[str, Any] = json.loads((prepared.folder / RESULT).read_text(encoding="utf-8"))
+    return {**result, "folder": str(prepared.folder)}
+
+
+def execute(run: Run, resources: Resources) -> dict[str, Any]:
+    """Do a run, write its folder, and return its result; on failure leave `failure.json` there and raise."""
+    with recording_failure(run.folder, run.key):
+        write_text(run.folder / CONFIG, config_text(run.config))
+        result = _execute(run, resources)
+        write_result(run.folder, run.key, result)
     return result
 
 
 @contextmanager
-def recording_failure(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
-    """Leave `failure.json` in a run's folder if what is done inside fails; an interruption is no failure."""
+def recording_failure(folder: Path, key: RunKey) -> Iterator[None]:
+    """Write `failure.json` if what is done inside fails. An interruption is no failure, nor is a full disk."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FAILURE).unlink(missing_ok=True)
     try:
         yield
+    except OSError:
+        raise
     except Exception as error:
-        trace = None if isinstance(error, CoopError) else traceback.format_exc()
-        told = {"error": str(error) or type(error).__name__, "traceback": trace, "identity": about}
-        write_json(folder / FAILURE, told)
+        write_failure(folder, key, error, None if isinstance(error, CoopError) else traceback.format_exc())
         raise
 
 
-def _execute(run: Run, workshop: Workshop) -> dict[str, Any]:
-    config, watch = run.config, Stopwatch()
-    backbone, cache = workshop.backbone(config)
-    labels = training_labels(config.protocol.name, run.dataset)
-    method = METHODS[config.method](backbone, classes_of(run.dataset, labels), config.options, config.seed)
+def _execute(run: Run, resources: Resources) -> dict[str, Any]:
+    config, watch = run.config, _Stopwatch()
+    backbone, cache = resources.backbone(config)
+    protocol, tap = protocol_named(config.protocol.name), config.options.reads
+    labels = protocol.training_labels(run.dataset)
+    classes = Classes(class_names(run.dataset, labels), run.dataset.template, run.dataset.name)
+    method = METHODS[config.method](backbone, classes, config.options, config.seed)
     for target in run.targets:  # what cannot be tested is not trained
         _for_target(method, target)
     watch("prepare")
     fit: dict[str, Any] = {}
-    if method.options.trains:
-        parts = [restricted(part, labels) for part in (run.train, run.val)]
+    images = 0
+    if config.options.trains:
         about = {"dataset": run.dataset.name, "shots": config.shots, "seed": config.seed}
         write_sample_file(run.folder / SAMPLE, run.train, run.val, run.dataset.class_names, **about)
-        train, val = _sample_features(cache, run, parts)
+        count = len(run.dataset.class_names)
+        part, root, o = restricted(run.train, labels, count), run.dataset.root, config.options
+        train = cache.samples(root, part.paths, part.labels, getattr(o, "augment", None), o.n_views, tap)
+        target = run.targets[0]
+        tuning = target.test if run.key.validation == "test" else restricted(run.val, labels, count)
+        val = cache.samples(root, tuning.paths, tuning.labels, tap=tap)
+        images = len(val)
         watch("train_features")
         fit = method.fit(train, val)
         watch("fit")
-    tests = {target.name: workshop.test_features(cache, target) for target in run.targets}
+    tests = {target.name: resources.test_inputs(cache, target, tap) for target in run.targets}
     watch("test_features")
-    metrics, said = {}, {}
+    metrics: dict[str, dict[str, Any]] = {}
+    predicted: dict[str, Predictions] = {}
     for target in run.targets:
-        logits = _for_target(method, target).logits(tests[target.name])
+        inputs: Any = tests[target.name]  # `Rows` where the method reads pixels
+        logits = _for_target(method, target).logits(inputs)
         truth = torch.tensor(target.test.labels)
-        metrics[target.name] = dataclasses.asdict(evaluate(logits, truth, target.classes.names))
-        said[target.name] = predictions(logits, truth)
-    artefact = Learned.of(method)
-    artefact.save(run.folder / FILE)
-    write_predictions(run.folder, said)
+        metrics[target.name] = dataclasses.asdict(evaluate(logits, truth, target.class_names))
+        arrays = {name: tensor.numpy() for name, tensor in predictions(logits, truth).items()}
+        predicted[target.name] = Predictions(**arrays, paths=tuple(target.test.paths))
+    Learned.of(method).save(run.folder / FILE)
+    write_predictions(run.folder, predicted)
     watch("test")
     accuracies = {name: m["accuracy"] for name, m in metrics.items()}
+    tried = fit.pop("settings_tried", None) if run.key.validation else 1
     return {
-        "identity": run.about,
         "accuracy": accuracies[run.targets[0].name],
-        **summary(config.protocol.name, accuracies),
+        **protocol.summary(accuracies),
         "targets": metrics,
         "fit": fit,
+        "validation": {"rule": run.key.validation, "images": images, "settings_tried": tried},
         "seconds": watch.seconds,
         "split_source": run.dataset.split_source,
         "own_split": run.dataset.own_split,
-        "notes": [*run.dataset.notes, *_method_notes(run, method)],
+        "notes": [*run.dataset.notes, *_notes(run)],
         "weights": backbone.identity,
         "device": str(backbone.device),
         "versions": versions(),
+        "command": shlex.join(["coop", *sys.argv[1:]]) if Path(sys.argv[0]).stem in ("coop", "cli") else "",
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _method_notes(run: Run, method: Method) -> list[str]:
+def _notes(run: Run) -> list[str]:
     """Return what a reader of the result must know of how it came about."""
-    if not method.options.trains:
-        return []
-    notes = list(few_shot_notes(run.dataset, run.config.shots)) if run.config.sample_file is None else []
-    if run.dataset.val_is_test:
+    notes: list[str] = []
+    if not run.config.options.trains:
+        return notes
+    rule = run.key.validation
+    if run.config.sample_file is None:
+        notes += few_shot_notes(run.dataset, run.config.shots, rule or "none")
+    if rule == "test":
+        notes.append(TUNED_ON_TEST)
+    elif rule not in (None, "none") and run.dataset.val_is_test:
         notes.append("this dataset's validation images are test images, as in the original")
     return notes
 
 
 def _for_target(method: Method, target: Target) -> Method:
     """Return the method for a target's classes: itself where it was made for them."""
-    return method if target.classes.names == method.classes.names else method.for_classes(target.classes)
-
-
-def _sample_features(cache: FeatureCache, run: Run, parts: Sequence[Split]) -> tuple[Samples, Samples]:
-    """Return the features of the train sample, with its random views, and of the validation sample."""
-    device = cache.backbone.device
-    train, val = parts
-    augment = getattr(run.config.options, "augment", None)
-    views = augment.views if augment else 0
-    fresh = views == "epochs"
-    count = run.config.options.epochs if fresh else views
-    features = cache(run.dataset.root, train.paths, range(count + 1)).to(device)
-    shown = cache(run.dataset.root, val.paths)[0].to(device) if len(val) else features[0, :0]
-    return (
-        Samples(torch.tensor(train.labels, device=device), features[0], features[1:], fresh),
-        _labelled(val, shown),
-    )
-
-
-def _labelled(part: Split, features: torch.Tensor) -> Samples:
-    """Return what is only looked at: the (n, e) test view."""
-    labels = torch.tensor(part.labels, dtype=torch.long, device=features.device)
-    return Samples(labels, features, features.new_empty(0, *features.shape))
+    if target.class_names == method.classes.names:
+        return method
+    return method.for_classes(Classes(target.class_names, target.dataset.template, target.dataset.name))
 
 
 def _sample_digest(train: Split, val: Split) -> str:
@@ -194,21 +260,15 @@ def _sample_digest(train: Split, val: Split) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-def _plain(config: RunConfig) -> dict[str, Any]:
-    """Return the configuration as YAML can write it."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    return plain
-
-
-class Stopwatch:
+class _Stopwatch:
     """Seconds between one call and the next, by name."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock, self._last, self.seconds = clock, clock(), dict[str, float]()
+    def __init__(self) -> None:
+        self._last, self.seconds = time.perf_counter(), dict[str, float]()
 
     def __call__(self, name: str) -> None:
         """Note the time since the last call under `name`."""
-        now = self._clock()
+        now = time.perf_counter()
         self.seconds[name] = round(now - self._last, 4)
         self._last = now
 

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from coop.data.paths import joined
+from coop.data.dataset import joined
 from coop.errors import CoopError, first_line
 from coop.io import atomic_write, write_json
 from coop.runs.key import RunKey

@@ -5,11 +5,13 @@ curves give it; a label's {key} is replaced by a run's value. All of a file is c
 """
 
 import dataclasses
+import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -23,7 +25,7 @@ from coop.options import OPTIONS, from_mapping
 from coop.runs.grid import applied, combinations, parse, word
 from coop.runs.key import RunKey, flat
 from coop.runs.protocol import protocol_named
-from coop.runs.store import METRICS
+from coop.runs.store import METRICS, StoredRun
 
 FOLDER = "experiments/studies"
 
@@ -110,6 +112,10 @@ class Study:
     def grid_of(self, series: Series) -> dict[str, list[Any]]:
         """Return the values of each key of a series."""
         return {k: v if isinstance(v, list) else [v] for k, v in (self.grid | series.grid).items()}
+
+    def size(self) -> int:
+        """Return the number of its runs, each once per label."""
+        return sum(len(applied(combinations(self.grid_of(series)))[0]) for series in self.series)
 
 
 @dataclass(frozen=True)
@@ -286,6 +292,76 @@ def _fill(label: str, key: RunKey, study: str) -> str:
         return str(values[match[1]])
 
     return re.sub(r"\{([\w.]+)\}", value, label)
+
+
+def split_experiment(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the study that `+experiment=NAME` names, if there is one, and the other words."""
+    chosen = [text for text in words if re.match(r"\+{0,2}experiment=", text)]
+    names = [text.split("=", 1)[1] for text in chosen]
+    if len(names) > 1 or any("," in name for name in names):
+        raise CoopError(f"{' '.join(chosen)}: a sweep runs one study; name one, and start the others after it")
+    return (names[0] if names else None), [text for text in words if text not in chosen]
+
+
+def match_runs(planned: Sequence[PlannedRun], stored: Sequence[StoredRun]) -> list[StoredRun | None]:
+    """Return what is stored of each planned run: the newest that is done, else the failed one, else None."""
+    found: dict[RunKey, StoredRun] = {}
+    for run in stored:
+        if run.key is not None and run.state != "damaged":
+            key = run.key.planned()
+            other = found.get(key)
+            if other is None or (run.state == "done", run.finished) >= (other.state == "done", other.finished):
+                found[key] = run
+    return [found.get(run.key) for run in planned]
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """Seconds of one process for the runs that are not done, as far as they can be estimated."""
+
+    seconds: float
+    estimated: int
+    unknown: int  # runs without a finished one of their kind
+
+
+def time_left(runs: Iterable[tuple[RunKey, float | None]]) -> TimeLeft:
+    """Estimate from the seconds of runs that are done (None: not done) how long the others take.
+
+    By runs that differ in their seed alone, else scaled by shots and epochs. A run on another dataset, backbone or
+    method, or with another option, says nothing about this one.
+    """
+    runs = list(runs)
+    same: dict[str, list[float]] = {}
+    near: dict[str, list[tuple[float, float]]] = {}
+    for key, seconds in runs:
+        if seconds is not None:
+            same.setdefault(_without(key, "seed"), []).append(seconds)
+            near.setdefault(_without(key, "seed", "shots", "epochs"), []).append((_work(key), seconds))
+    times = [_estimate(key, same, near) for key, seconds in runs if seconds is None]
+    known = [seconds for seconds in times if seconds is not None]
+    return TimeLeft(float(sum(known)), len(known), len(times) - len(known))
+
+
+def _estimate(
+    key: RunKey, same: Mapping[str, list[float]], near: Mapping[str, list[tuple[float, float]]]
+) -> float | None:
+    if found := same.get(_without(key, "seed")):
+        return fmean(found)
+    work = _work(key)
+    measured = [pair for pair in near.get(_without(key, "seed", "shots", "epochs"), []) if pair[0] and work]
+    if not measured:
+        return None
+    other, seconds = min(measured, key=lambda pair: abs(pair[0] - work))
+    return seconds * work / other
+
+
+def _work(key: RunKey) -> float:
+    """Return what a run's time grows with, on one dataset: images seen; 0 where that is not known (shots=all)."""
+    return float(key.shots * (getattr(key.options, "epochs", None) or 1)) if isinstance(key.shots, int) else 0.0
+
+
+def _without(key: RunKey, *names: str) -> str:
+    return json.dumps({name: value for name, value in key.as_dict().items() if name not in names}, sort_keys=True)
 
 
 def command_of(study: str, overrides: Sequence[str]) -> str:

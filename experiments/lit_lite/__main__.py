@@ -8,26 +8,24 @@ the command is given again.
 """
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from open_clip import CLIP
-from safetensors.torch import save_file
 
 from coop.clip.lit_lite import ASSETS, CONFIG_FILE, TEXT_FILE, TRUNK_PREFIX
 from coop.clip.towers import TextTower
 from coop.errors import CoopError
-from coop.io import cache_folder
-from coop.pretrain.loop import Schedule, fit
+from coop.io import cache_folder, write_json
 from experiments.lit_lite.concepts import build_concepts, choose_synsets, predict_targets
 from experiments.lit_lite.image_side import project_classifier
 from experiments.lit_lite.sentences import sentence_vectors, start_from_word_pieces
 from experiments.lit_lite.student import Lessons
 from experiments.lit_lite.wordnet import FILES, read_synsets
+from experiments.pretrain.loop import Schedule, fit
+from experiments.pretrain.model import save_tensors
 
 EMBED_DIM, WIDTH, HEADS, LAYERS = 256, 224, 4, 4
 BATCH, STEPS, LR, WEIGHT_DECAY, SEED = 512, 750, 1.5e-3, 0.05, 1
@@ -62,9 +60,10 @@ def make(work: Path, wordnet: Path, steps: int, seed: int) -> CLIP:
     sentences = sentence_vectors(keys, synsets, work / "sentences.safetensors")
     targets, certainty = predict_targets(keys, synsets, sentences, side.targets)
     concepts, frequency = build_concepts(keys, synsets, certainty)
-    torch.manual_seed(seed)
-    model = CLIP(**CONFIG["model_cfg"])
-    start_from_word_pieces(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIP(**CONFIG["model_cfg"])
+        start_from_word_pieces(model)
     model.visual.requires_grad_(False)
     model.logit_scale.requires_grad_(False)
     with torch.no_grad():
@@ -87,7 +86,6 @@ def make(work: Path, wordnet: Path, steps: int, seed: int) -> CLIP:
 
 def write_assets(model: CLIP, folder: Path) -> None:
     """Write the config, and everything but the trunk in float16; the logit scale is CLIP's 100."""
-    folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         model.logit_scale.fill_(torch.tensor(100.0).log())
     rest = {
@@ -95,10 +93,8 @@ def write_assets(model: CLIP, folder: Path) -> None:
         for name, tensor in model.state_dict().items()
         if not name.startswith(TRUNK_PREFIX)
     }
-    partial = folder / f"{TEXT_FILE}.partial"
-    save_file(rest, partial)
-    os.replace(partial, folder / TEXT_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(CONFIG, indent=1) + "\n")
+    save_tensors(rest, folder / TEXT_FILE)
+    write_json(folder / CONFIG_FILE, CONFIG)
 
 
 def main() -> int:

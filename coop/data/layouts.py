@@ -1,0 +1,618 @@
+"""From a description to a dataset: split files, class folders, CSV files, ImageNet and its variants, Aircraft."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import time
+import zipfile
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coop.data.dataset import (
+    EMPTY,
+    ENCODING,
+    PARTS,
+    CompactPaths,
+    Dataset,
+    Split,
+    check_folders_inside,
+    dataset_digest,
+    one_line,
+    reason,
+    shortened,
+)
+from coop.data.images import SUFFIXES, unpacked_images
+from coop.data.spec import DatasetSpec, dataset_folder, parse_description
+from coop.data.splits import (
+    CARVED_RULE,
+    THREE_WAY_RULE,
+    Content,
+    Row,
+    carve_val,
+    check_distinct,
+    content_notes,
+    find_split_file,
+    is_class_name,
+    load_json,
+    load_split_file,
+    names_of,
+    own_split,
+    split_of,
+    three_way_parts,
+)
+from coop.errors import CoopError, unknown
+from coop.io import atomic_write, cache_folder, resource_folder, track
+
+PART_FOLDERS = {  # the spellings in use, Hugging Face's imagefolder included
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+PART_OF = {spelling: part for part, spellings in PART_FOLDERS.items() for spelling in spellings}
+
+
+def read_dataset(description: DatasetSpec | Mapping[str, Any], data_root: Path) -> Dataset:
+    """Read and check the dataset that `description` (a YAML file of datasets/, with overrides) describes.
+
+    Images themselves are not looked at: `check_images` does that for those that a run needs.
+    """
+    spec = description if isinstance(description, DatasetSpec) else parse_description(description)
+    folder, root = _existing_folders(spec, data_root)
+    given = find_split_file(spec, folder)
+    if not given and spec.reader not in READERS:
+        raise unknown("reader", one_line(spec.reader), READERS)
+    content = _read_split_file(spec, *given) if given else READERS[spec.reader](spec, folder, root)
+    notes = list(content.notes)
+    if "own split" in content.split_source:
+        notes.insert(0, _own_split_note(spec, folder, content))
+    if folder == bundled_sample(spec):
+        notes.append(
+            f"the sample of {spec.title} that ships with the toolkit; the whole dataset: coop data prepare {spec.name}"
+        )
+    follow_links = spec.follow_links or content.follow_links
+    names = _class_names(spec, content, folder)
+    train, val, test = (content.part(part) for part in PARTS)
+    if not len(test):
+        raise CoopError(f"dataset '{spec.name}' in {folder} has no test images to measure on")
+    if not follow_links:
+        for part in (train, val, test):
+            check_folders_inside(root, part.paths, spec.name)
+    return Dataset(
+        name=spec.name,
+        root=root,
+        class_names=tuple(names),
+        train=train,
+        val=val,
+        test=test,
+        template=spec.template,
+        split_source=content.split_source,
+        digest=dataset_digest(names, train, val, test),
+        notes=(*notes, *content_notes(content)),
+        follow_links=follow_links,
+        val_is_test=content.val_is_test,
+    )
+
+
+def bundled_sample(spec: DatasetSpec) -> Path | None:
+    """Return the folder of a sample that ships with the toolkit and serves where the whole dataset is not there."""
+    if spec.root or not spec.directory:
+        return None
+    folder = resource_folder("datasets") / spec.directory
+    return folder if folder.is_dir() else None
+
+
+def _existing_folders(spec: DatasetSpec, data_root: Path) -> tuple[Path, Path]:
+    """Return the dataset's folder and its image folder; images may lie there as a ZIP file, too."""
+    if spec.reader == "csv" and not spec.root and not spec.directory:
+        folder = csv_file(spec).parent
+        return folder, folder
+    folder = dataset_folder(spec, data_root)
+    sample = bundled_sample(spec)
+    if not folder.is_dir() and sample:
+        folder = sample
+    if not folder.is_dir():
+        remedy = f"run 'coop data prepare {spec.name}' or give " if spec.directory else "correct "
+        raise CoopError(f"dataset '{spec.name}' is not there: no folder {folder}; {remedy}dataset.root=FOLDER")
+    root = folder / spec.images
+    archive = root.with_name(f"{root.name}.zip") if spec.images != "." else None
+    if archive and not root.is_dir() and archive.is_file():
+        return folder, unpacked_images(archive)
+    if not root.is_dir():
+        remedy = f"run 'coop data prepare {spec.name}' to see what belongs there"
+        raise CoopError(f"dataset '{spec.name}' has no image folder {root}: {remedy}")
+    return folder, root
+
+
+def _read_split_file(spec: DatasetSpec, path: Path, source: str) -> Content:
+    parts = load_split_file(path)
+    names = names_of(parts, str(path), spec.same_names)
+    return Content(names, {part: split_of(rows) for part, rows in parts.items()}, source)
+
+
+def _read_official_only(spec: DatasetSpec, folder: Path, root: Path) -> Content:
+    """Refuse a dataset that needs a split file, and say how to get one."""
+    assert spec.official_split is not None
+    raise CoopError(
+        f"dataset '{spec.name}' has no {spec.official_split.file} in {folder}: run 'coop data prepare {spec.name}', "
+        "which fetches it, or makes a split of the official annotation files if they are there"
+    )
+
+
+def _own_split_note(spec: DatasetSpec, folder: Path, content: Content) -> str:
+    """Say that the split was made here, how large its parts are, and where an official file comes from."""
+    sizes = ", ".join(f"{len(content.part(part))} {part}" for part in PARTS)
+    if not spec.official_split:
+        return f"{content.split_source} ({sizes} images)"
+    return (
+        f"{spec.official_split.file} is not in {folder}, so the split is our own ({sizes} images) and results are not "
+        f"comparable with published ones; the official file: {spec.official_split.url}"
+    )
+
+
+# Class names.
+
+NUMBERED = re.compile(r"^\d+\s*[._\- ]\s*(?=\S)")
+
+
+def cleaned(folders: Sequence[str]) -> list[str]:
+    """Return readable names: underscores become spaces; a number in front goes if every folder has one.
+
+    >>> cleaned(["001.Black_footed_Albatross", "002.Laysan_Albatross"])
+    ['Black footed Albatross', 'Laysan Albatross']
+    """
+    names = list(folders)
+    if names and all(NUMBERED.match(name) for name in names):
+        names = [NUMBERED.sub("", name) for name in names]
+    names = [re.sub(r"[_\s]+", " ", name).strip() for name in names]
+    return [name or folder for name, folder in zip(names, folders, strict=True)]
+
+
+def _class_names(spec: DatasetSpec, content: Content, folder: Path) -> list[str]:
+    """Return the class names, those of the user's file if given, no two alike."""
+    names = content.class_names
+    if spec.class_names:
+        file = Path(os.path.expanduser(spec.class_names))
+        names = _renamed(names, file if file.is_file() else folder / file)
+    if not spec.same_names:
+        check_distinct(names, f"dataset '{spec.name}'")
+    return names
+
+
+def _renamed(names: Sequence[str], file: Path) -> list[str]:
+    """Return the class names that `file` gives: a text file or JSON list of all, in label order, or JSON {old: new}."""
+    content = load_json(file) if file.suffix.lower() == ".json" else read_lines(file)
+    if isinstance(content, Mapping):
+        strange = sorted(set(content) - set(names))
+        if strange:
+            known = one_line(", ".join(names[:5]))
+            raise CoopError(f"{file} renames {shortened(strange[0])}, which is no class of {known}, ...")
+        content = [content.get(name, name) for name in names]
+    if not isinstance(content, list):
+        raise CoopError(f"{file} must hold a list of class names or {{old name: new name}}")
+    if len(content) != len(names):
+        counts = f"{len(content)} names for {len(names)} classes"
+        raise CoopError(f"{file} gives {counts}: give one per class, in label order")
+    for name in content:
+        if not is_class_name(name):
+            raise CoopError(f"{file}: {shortened(name)} is not a class name")
+    return [name.strip() for name in content]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the non-empty lines of a text file, stripped."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CoopError(f"cannot read {path}: {reason(error)}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+# Listing folders of class folders: sorted, compact, and kept for the next time where it took long.
+
+WORTH_KEEPING = 20_000  # files; fewer are listed as fast as a kept listing is checked
+SETTLED = 2.0  # seconds: a folder changed later than this before listing may change again within its time stamp
+LISTING_FORMAT = 1
+JUNK = ("__MACOSX",)  # what unpacking leaves behind
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a folder of class folders; labels index `folders`."""
+
+    folders: list[str]
+    split: Split
+
+
+def class_folders(root: Path, ignore: Sequence[str] = ()) -> list[str]:
+    """Return the names of the folders in `root`, sorted, without hidden and ignored ones."""
+    try:
+        with os.scandir(root) as entries:
+            names = [e.name for e in entries if e.name[0] != "." and e.name not in (*JUNK, *ignore) and e.is_dir()]
+    except OSError as error:
+        raise CoopError(f"cannot list {root}: {error.strerror}") from error
+    if any("\n" in name for name in names):
+        raise CoopError(f"a folder in {root} has a line break in its name: rename it")
+    return sorted(names)
+
+
+def list_images(root: Path, below: str = "", folders: Sequence[str] | None = None) -> Listing:
+    """List the images in root/below/<folder> and in the folders inside it, sorted; paths are relative to `root`.
+
+    Without `folders`, all that are there. Takes the kept listing if no folder has changed since.
+    """
+    place = root / below
+    folders = class_folders(place) if folders is None else list(folders)
+    stamps = np.asarray([os.stat(place / folder).st_mtime_ns for folder in ("", *folders)], dtype=np.int64)
+    key = json.dumps([LISTING_FORMAT, os.path.realpath(place), below, folders, SUFFIXES])
+    kept = cache_folder() / "listings" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    found = _load_listing(kept, stamps)
+    if found is None:
+        block, counts, nested = _list(root, below, folders)
+        found = block, counts
+        if counts.sum() >= WORTH_KEEPING and not nested and time.time() - stamps.max() / 1e9 > SETTLED:
+            _keep_listing(kept, stamps, block, counts)
+    block, counts = found
+    labels = array("i")
+    labels.frombytes(np.repeat(np.arange(len(counts), dtype=np.int32), counts).tobytes())
+    return Listing(folders, Split(CompactPaths(block), labels))
+
+
+def _list(root: Path, below: str, folders: Sequence[str]) -> tuple[bytes, np.ndarray, bool]:
+    """Return all paths joined by newlines, how many each folder has, and whether any lie in folders inside those."""
+    blocks, counts, nested = [], [], False
+    prefix = f"{below}/" if below else ""
+    for folder in track(folders, f"listing {root / below}", total=len(folders)):
+        names = _image_names(root / below / folder)
+        if any("\n" in name for name in names):
+            raise CoopError(f"an image in {root / below / folder} has a line break in its name: rename it")
+        nested = nested or any("/" in name for name in names)
+        counts.append(len(names))
+        if names:
+            blocks.append("\n".join(f"{prefix}{folder}/{name}" for name in names).encode(*ENCODING))
+    return b"\n".join(blocks), np.asarray(counts, dtype=np.int64), nested
+
+
+def _image_names(folder: Path) -> list[str]:
+    """Return the images in a folder and in folders inside it, sorted; links to folders inside are not followed."""
+
+    def refused(error: OSError) -> None:
+        raise error
+
+    names = []
+    try:
+        for place, inside, files in os.walk(folder, onerror=refused):
+            inside[:] = [name for name in inside if name[0] != "." and name not in JUNK]
+            prefix = "" if place == str(folder) else f"{os.path.relpath(place, folder)}/"
+            names += [prefix + name for name in files if name.lower().endswith(SUFFIXES) and name[0] != "."]
+    except OSError as error:
+        raise CoopError(f"cannot list {error.filename or folder}: {error.strerror}") from error
+    return sorted(names)
+
+
+def _load_listing(kept: Path, stamps: np.ndarray) -> tuple[bytes, np.ndarray] | None:
+    """Return the kept listing if it is whole and of these time stamps."""
+    try:
+        with kept.open("rb") as file, np.load(file) as arrays:
+            if not np.array_equal(arrays["stamps"], stamps):
+                return None
+            return arrays["block"].tobytes(), arrays["counts"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _keep_listing(kept: Path, stamps: np.ndarray, block: bytes, counts: np.ndarray) -> None:
+    """Keep the listing, whole or not at all; a cache that cannot be written is no error."""
+    try:
+        with atomic_write(kept) as partial, partial.open("wb") as file:
+            np.savez(file, stamps=stamps, block=np.frombuffer(block, np.uint8), counts=counts)
+    except OSError:
+        return
+
+
+# Class folders: Caltech101, DTD, EuroSAT and Food101 without a split file, and your own.
+
+
+def read_class_folders(spec: DatasetSpec, folder: Path, root: Path) -> Content:
+    """Read one folder of class folders and split it 50/20/30, as CoOp does without a split file."""
+    return _split_three_ways(spec, root, class_folders(root, spec.ignore))
+
+
+def read_folder(spec: DatasetSpec, folder: Path, root: Path) -> Content:
+    """Read a folder of your own: train, val and test folders of class folders, or one folder of class folders.
+
+    `dataset.layout` says which; `auto` takes folders called train, val or test for parts. Parts that are missing are
+    made: no val takes 20 % of train; no test makes val the test part.
+    """
+    found = class_folders(root, spec.ignore)
+    parts = {part: name for part in PARTS for name in found if PART_OF.get(name.lower()) == part}
+    if spec.layout == "flat" or (spec.layout == "auto" and not parts):
+        return _split_three_ways(spec, root, found)
+    if not parts:
+        raise CoopError(f"{root} has no folder train, val or test, which dataset.layout=parts asks for")
+    strange = sorted(set(found) - set(parts.values()))
+    if strange:
+        raise CoopError(
+            f"{root} has the folders {', '.join(parts.values())} and also {shortened(strange[0])}: if all are classes, "
+            "give dataset.layout=flat; if some are parts, leave the others out with dataset.ignore=[...]"
+        )
+    return _given_parts(spec, root, parts)
+
+
+def _split_three_ways(spec: DatasetSpec, root: Path, folders: Sequence[str]) -> Content:
+    names = _folder_names(spec, root, folders)
+    images = list_images(root, folders=folders).split
+    empty = sorted(set(range(len(folders))) - set(images.labels))
+    if empty:
+        raise CoopError(f"the class folder {root / folders[empty[0]]} has no images")
+    parts = three_way_parts(images, names, spec.split_seed)
+    return Content(names, parts, own_split(THREE_WAY_RULE, spec.split_seed), follow_links=True)
+
+
+def _given_parts(spec: DatasetSpec, root: Path, given: dict[str, str]) -> Content:
+    """Read the part folders that are there; all of them have the classes of train, or of the last part without it."""
+    main = given.get("train") or given[max(given, key=PARTS.index)]
+    folders = class_folders(root / main)
+    if not folders and _image_names(root / main):
+        raise CoopError(
+            f"{root / main} has images but no class folders: sort them into one folder per class, "
+            f"or give dataset.layout=flat if {shortened(main)} is a class itself"
+        )
+    names = _folder_names(spec, root / main, folders)
+    parts = {part: _part(root, name, folders) for part, name in given.items()}
+    source = f"folders {', '.join(given.values())}"
+    if "test" not in parts:
+        if "val" not in parts:
+            raise CoopError(
+                f"{root} has only the folder {shortened(main)}: add val or test, give the folder of classes as "
+                "dataset.root, or dataset.layout=flat if it is a class itself"
+            )
+        parts["test"] = parts.pop("val")
+        source += f"; own split: '{given['val']}' is the test part"
+    if "val" not in parts and "train" in parts:
+        train, val = carve_val(parts["train"].labels, spec.split_seed)
+        parts["train"], parts["val"] = parts["train"].subset(train), parts["train"].subset(val)
+        source += f"; {own_split(CARVED_RULE.replace('official ', ''), spec.split_seed)}"
+    return Content(names, {part: parts.get(part, EMPTY) for part in PARTS}, source, follow_links=True)
+
+
+def _part(root: Path, name: str, folders: list[str]) -> Split:
+    """List one part; it may lack classes, but has none of its own."""
+    there = class_folders(root / name)
+    strange = sorted(set(there) - set(folders))
+    if strange:
+        odd = shortened(strange[0])
+        raise CoopError(f"{root / name} has the class folder {odd}, which the train part does not have")
+    split = list_images(root, name, there).split
+    if there == folders:
+        return split
+    label_of = [folders.index(folder) for folder in there]
+    return Split(split.paths, [label_of[label] for label in split.labels])
+
+
+def _folder_names(spec: DatasetSpec, root: Path, folders: Sequence[str]) -> list[str]:
+    """Return the class names: the folders' names, renamed or cleaned as the description says."""
+    if not folders:
+        raise CoopError(f"{root} has no class folders: expected one folder of images per class")
+    return [spec.rename.get(name, name) for name in (cleaned(folders) if spec.clean_names else folders)]
+
+
+# A CSV of your own.
+
+COLUMNS = {
+    "path": ("path", "file", "filename", "file_name", "image", "image_path"),
+    "label": ("label", "class_id", "target"),
+    "class name": ("class name", "class_name", "classname", "class", "name"),
+    "split": ("split", "part", "set"),
+}
+
+
+def read_csv(spec: DatasetSpec, folder: Path, root: Path) -> Content:
+    """Read `dataset.file`; paths are relative to `dataset.root`, or to the CSV's own folder without it."""
+    path = csv_file(spec)
+    cells = _read_cells(path)
+    rows = _csv_rows(cells, path)
+    names = names_of({"csv": rows}, str(path), same_names=True)
+    if "split" not in cells[0]:
+        source = f"{path.name}; {own_split(THREE_WAY_RULE, spec.split_seed)}"
+        parts = three_way_parts(split_of(rows), names, spec.split_seed)
+    else:
+        parts, source = _csv_parts(rows, [cell["split"] for cell in cells], path, spec.split_seed)
+    return Content(cleaned(names) if spec.clean_names else names, parts, source)
+
+
+def csv_file(spec: DatasetSpec) -> Path:
+    """Return the CSV's path; CoopError if none is given or it is not there."""
+    if not spec.file:
+        raise CoopError("dataset=csv needs dataset.file=FILE: a CSV with the columns path, label, class name, split")
+    path = Path(os.path.expanduser(spec.file))
+    if not path.is_file():
+        raise CoopError(f"dataset.file={shortened(spec.file)}: no such file")
+    return path
+
+
+def _read_cells(path: Path) -> list[dict[str, str]]:
+    """Return the table's rows by our own column names."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip().lower() for name in next(reader, [])]
+            lines = [line for line in reader if any(cell.strip() for cell in line)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CoopError(f"cannot read {path} as a CSV: {reason(error)}") from error
+    known = {spelling: column for column, spellings in COLUMNS.items() for spelling in spellings}
+    columns = [known.get(name, "") for name in header]
+    doubled = [column for column in COLUMNS if columns.count(column) > 1]
+    if "path" not in columns or not {"label", "class name"} & set(columns) or doubled:
+        raise CoopError(
+            f"{path}: the first line must name the columns path, label, class name, split; "
+            f"label or class name may be missing, and split; found {one_line(', '.join(header)) or 'nothing'}"
+        )
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(header):
+            raise CoopError(f"{path}, row {number}: {len(line)} cells, but the first line names {len(header)} columns")
+    if not lines:
+        raise CoopError(f"{path} lists no images")
+    return [{c: cell.strip() for c, cell in zip(columns, line, strict=True) if c} for line in lines]
+
+
+def _csv_rows(cells: list[dict[str, str]], path: Path) -> list[Row]:
+    """Return rows with both label and name; the missing one follows from the other, names in sorted order.
+
+    Without a column of class names, a label column of words alone gives the class names.
+    """
+    numbers = [bool(re.fullmatch("[0-9]{1,9}", cell.get("label", ""))) for cell in cells]
+    column = "class name" if "class name" in cells[0] else "label"
+    if "label" not in cells[0] or (column == "label" and not any(numbers)):
+        order = {name: label for label, name in enumerate(sorted({cell[column] for cell in cells}))}
+        return [(cell["path"], order[cell[column]], cell[column]) for cell in cells]
+    if not all(numbers):
+        row = numbers.index(False)
+        raise CoopError(
+            f"{path}, row {row + 2}: the label {shortened(cells[row]['label'])} is not a number from 0 on; "
+            "if the column holds class names, call it 'class name'"
+        )
+    return [(cell["path"], int(cell["label"]), cell[column]) for cell in cells]
+
+
+def _csv_parts(rows: list[Row], parts: list[str], path: Path, seed: int) -> tuple[dict[str, Split], str]:
+    by_part: dict[str, list[Row]] = {part: [] for part in PARTS}
+    for number, (row, part) in enumerate(zip(rows, parts, strict=True), start=2):
+        if part.lower() not in PART_OF:
+            raise CoopError(f"{path}, row {number}: the split {shortened(part)} is none of train, val, test")
+        by_part[PART_OF[part.lower()]].append(row)
+    splits = {part: split_of(of_part) for part, of_part in by_part.items()}
+    source = path.name
+    if not by_part["val"] and by_part["train"]:
+        train, val = carve_val(splits["train"].labels, seed)
+        splits["train"], splits["val"] = splits["train"].subset(train), splits["train"].subset(val)
+        source += f"; {own_split('val is 20 % of every class of train', seed)}"
+    return splits, source
+
+
+# ImageNet and the four sets that test its shifts: class folders of WordNet ids, or V2's numbered folders.
+# Labels count the sorted folders that are there, as in the original: ImageNet-A and -R have 200 classes, not 1000.
+
+NAMES_FILE = "classnames.txt"
+TRAIN_REMEDY = "expected train/ and val/ with one folder per class, e.g. val/n01440764 (valprep.sh sorts a flat val/)"
+
+
+def read_imagenet(spec: DatasetSpec, folder: Path, root: Path) -> Content:
+    """Read images/{train,val}/n*; the official validation images are both val and test, as in the original."""
+    if not (root / "val").is_dir() or not class_folders(root / "val"):
+        raise CoopError(f"{root} is not laid out as ImageNet: {TRAIN_REMEDY}")
+    test = list_images(root, "val")
+    names = _wordnet_names(test.folders, keyed_names(folder), root / "val")
+    train, notes = EMPTY, ["no train folder: this can only be tested on"]
+    if (root / "train").is_dir():
+        listing = list_images(root, "train")
+        if listing.folders != test.folders:
+            odd = sorted(set(listing.folders) ^ set(test.folders))
+            raise CoopError(f"{root}/train and {root}/val differ in {len(odd)} class folders, first {odd[0]!r}")
+        train, notes = listing.split, []
+    parts = {"train": train, "val": test.split, "test": test.split}
+    source = "official: train, val (val is also the test part)"
+    return Content(names, parts, source, notes, follow_links=True, val_is_test=True)
+
+
+def read_wordnet_folders(spec: DatasetSpec, folder: Path, root: Path) -> Content:
+    """Read ImageNet-Sketch, -A or -R: folders of WordNet ids, to test on."""
+    listing = list_images(root, folders=class_folders(root, spec.ignore))
+    names = _wordnet_names(listing.folders, keyed_names(folder), root)
+    return Content(names, {"test": listing.split}, "official: all images are test", follow_links=True)
+
+
+def read_imagenet_v2(spec: DatasetSpec, folder: Path, root: Path) -> Content:
+    """Read ImageNetV2: folder i holds the class on line i of classnames.txt, counted from 0."""
+    names = list(keyed_names(folder).values())
+    found = set(class_folders(root))
+    wanted = [str(label) for label in range(len(names))]
+    odd = sorted(found ^ set(wanted))
+    if odd:
+        raise CoopError(
+            f"{root} should have the folders 0 to {len(names) - 1}, one per line of {NAMES_FILE}; "
+            f"{shortened(odd[0])} is {'too much' if odd[0] in found else 'missing'}"
+        )
+    test = list_images(root, folders=wanted).split
+    return Content(names, {"test": test}, "official: all images are test", follow_links=True)
+
+
+def keyed_names(folder: Path) -> dict[str, str]:
+    """Return {WordNet id: class name} from lines of `id name` in the dataset's classnames.txt, or ImageNet's."""
+    places = (folder / NAMES_FILE, folder.parent / "imagenet" / NAMES_FILE)
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        looked = f"looked for {places[0]} and {places[1]}"
+        raise CoopError(f"{NAMES_FILE} is missing ({looked}): CoOp's DATASETS.md links to it")
+    return dict(read_fields(found, " ", 2, "'id name'"))
+
+
+def _wordnet_names(folders: list[str], names: dict[str, str], place: Path) -> list[str]:
+    if not folders:
+        raise CoopError(f"{place} has no class folders: expected one folder per WordNet id, e.g. n01440764")
+    strange = [name for name in folders if name not in names]
+    if strange:
+        raise CoopError(f"{place} has the folder {shortened(strange[0])}, which {NAMES_FILE} does not name")
+    return [names[name] for name in folders]
+
+
+# FGVCAircraft, whose annotation files are its official split.
+
+
+def read_aircraft(spec: DatasetSpec, folder: Path, root: Path) -> Content:
+    """Read images_variant_{train,val,test}.txt, the official split; labels by variants.txt (fgvc_aircraft.py)."""
+    variants = numbered_names(read_lines(folder / "variants.txt"), folder / "variants.txt")
+    parts = {}
+    for part in PARTS:
+        path = folder / f"images_variant_{part}.txt"
+        lines = read_fields(path, " ", 2, "'image variant'")
+        parts[part] = [(f"{image}.jpg", label_of(variants, name, path), name) for image, name in lines]
+    names = names_of(parts, str(folder), spec.same_names)
+    splits = {part: split_of(rows) for part, rows in parts.items()}
+    return Content(names, splits, "official: images_variant_{train,val,test}.txt")
+
+
+def read_fields(path: Path, separator: str, count: int, what: str) -> list[list[str]]:
+    """Return each line of a text file cut into `count` fields, the last of which keeps the rest."""
+    rows = []
+    for number, line in enumerate(read_lines(path), start=1):
+        fields = [field.strip() for field in line.split(separator, count - 1)]
+        if len(fields) < count or not all(fields):
+            raise CoopError(f"{path}, line {number}: expected {what}, found {shortened(line)}")
+        rows.append(fields)
+    return rows
+
+
+def numbered_names(names: Sequence[str], path: Path) -> dict[str, int]:
+    """Return {class name: label} of names in label order; CoopError if one comes twice or there is none."""
+    labels = {name: label for label, name in enumerate(names)}
+    if len(labels) != len(names) or not names:
+        raise CoopError(f"{path} should name each class once, found {len(names)} lines with {len(labels)} names")
+    return labels
+
+
+def label_of(labels: Mapping[str, int], name: str, path: Path) -> int:
+    """Return a class's label; CoopError says which file has a class that the list lacks."""
+    if name not in labels:
+        raise CoopError(f"{path} has the class {shortened(name)}, which the list of classes does not")
+    return labels[name]
+
+
+READERS: Mapping[
+    str, Callable[[DatasetSpec, Path, Path], Content]
+] = {  # given the dataset's folder and its image folder
+    "split_file": _read_official_only,
+    "class_folders": read_class_folders,
+    "folder": read_folder,
+    "csv": read_csv,
+    "imagenet": read_imagenet,
+    "imagenet_v2": read_imagenet_v2,
+    "wordnet_folders": read_wordnet_folders,
+    "aircraft": read_aircraft,
+}

@@ -1,0 +1,313 @@
+"""Splits: their rows and checks, CoOp's `split_zhou_*.json`, the rules for making one, and few-shot sample files."""
+
+import hashlib
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coop.data.dataset import CONTROL, EMPTY, OUTSIDE, PARTS, Dataset, Split, one_line, path_fault, reason, shortened
+from coop.data.few_shot import places_by_class
+from coop.data.spec import DatasetSpec
+from coop.errors import CoopError
+from coop.io import atomic_write
+
+TRAIN_SHARE, VAL_SHARE = 0.5, 0.2  # CoOp's DTD.read_and_split_data; the rest is test
+CARVED_SHARE = 0.2  # CoOp's OxfordPets.split_trainval
+THREE_WAY_RULE = "50/20/30 of every class"
+CARVED_RULE = "val is 20 % of every class of the official train part"
+SAMPLE_FORMAT = "coop few-shot sample 1"
+FEW_TEST_IMAGES = 30  # below it a note says how coarse the accuracy is
+
+Row = tuple[str, int, str]  # path, label, class name
+
+
+@dataclass(frozen=True)
+class Content:
+    """A dataset's parts before it has a name, a template and a digest."""
+
+    class_names: list[str]
+    parts: Mapping[str, Split]  # any of train, val, test
+    split_source: str
+    notes: list[str] = field(default_factory=list)
+    follow_links: bool = False
+    val_is_test: bool = False
+
+    def part(self, name: str) -> Split:
+        """Return the part, empty if the reader gave none."""
+        return self.parts.get(name, EMPTY)
+
+
+def split_of(rows: Sequence[Row]) -> Split:
+    """Return rows as paths and labels."""
+    return Split([row[0] for row in rows], [row[1] for row in rows])
+
+
+def rows_of(split: Split, class_names: Sequence[str]) -> list[Row]:
+    """Return a split as rows of path, label and class name."""
+    return [(path, int(label), class_names[label]) for path, label in zip(split.paths, split.labels, strict=True)]
+
+
+def names_of(parts: Mapping[str, Sequence[Row]], source: str, same_names: bool = False) -> list[str]:
+    """Return the class names by label; `source` begins each error.
+
+    Raises CoopError for a bad row (see `check_rows`), one label with two names, one name for two labels (unless
+    `same_names`), and a gap in the labels.
+    """
+    names: dict[int, str] = {}
+    for part, rows in parts.items():
+        check_rows(rows, f"{source}: '{part}'")
+        for _, label, name in rows:
+            if names.setdefault(label, name) != name:
+                two = f"{shortened(names[label])} and {shortened(name)}"
+                raise CoopError(f"{source}: label {label} has two class names, {two}")
+    gaps = sorted(set(range(len(names))) - set(names))
+    if gaps:
+        raise CoopError(
+            f"{source}: {len(names)} classes have labels up to {max(names)}, but none has label {gaps[0]}; "
+            "labels must run from 0 without a gap"
+        )
+    ordered = [names[label] for label in range(len(names))]
+    if not same_names:
+        check_distinct(ordered, source)
+    return ordered
+
+
+def check_rows(rows: Sequence[Any], where: str) -> None:
+    """Raise CoopError for a row that is no [path inside the folder, label from 0 on, class name].
+
+    One plain loop, since a split has up to a hundred thousand rows.
+    """
+    for number, row in enumerate(rows):
+        if not isinstance(row, (list, tuple)) or len(row) != 3:
+            raise CoopError(f"{where}, item {number} must be [path, label, class name], not {shortened(row)}")
+        path, label, name = row
+        if type(path) is not str or not path.strip() or OUTSIDE.search(path) or CONTROL.search(path):
+            raise CoopError(f"{where}, item {number}: {path_fault(path)}")
+        if type(label) is not int or label < 0:
+            raise CoopError(f"{where}, item {number}: {shortened(label)} is not a label")
+        if not is_class_name(name):
+            raise CoopError(f"{where}, item {number}: {shortened(name)} is not a class name")
+
+
+def is_class_name(name: object) -> bool:
+    """Tell whether `name` is a text of one line that is not blank."""
+    return type(name) is str and bool(name.strip()) and not CONTROL.search(name)
+
+
+def check_distinct(names: Sequence[str], source: str) -> None:
+    """Raise CoopError if two classes have one name, since no prompt could tell them apart."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            labels = [str(label) for label, other in enumerate(names) if other == name][:5]
+            called = f"labels {', '.join(labels)} are all called {shortened(name)}"
+            raise CoopError(f"{source}: {called}: give each class its own name")
+
+
+def content_notes(content: Content) -> list[str]:
+    """Return what a reader of the results should know: repeated images, classes without images, few test images."""
+    notes = []
+    if not content.val_is_test:
+        seen = Counter(path for part in PARTS for path in content.part(part).paths)
+        repeated = [path for path, count in seen.items() if count > 1]
+        if repeated:
+            notes.append(f"images listed more than once: {len(repeated)}, first {shortened(repeated[0])}")
+    for part in ("train", "test"):
+        lacking = sorted(set(range(len(content.class_names))) - set(content.part(part).labels))
+        if lacking and len(content.part(part)):
+            first = shortened(content.class_names[lacking[0]])
+            notes.append(f"classes without {part} images: {len(lacking)}, first {first}")
+    count = len(content.part("test"))
+    if 0 < count < FEW_TEST_IMAGES:
+        notes.append(f"the test part has {count} images: one more right is {100 / count:.1f} points of accuracy")
+    return notes
+
+
+# The original's rules for making a split where there is none.
+
+
+def three_way(labels: Sequence[int], class_names: Sequence[str], seed: int) -> tuple[list[int], list[int], list[int]]:
+    """Return the places of train, val and test: 50/20/30 of every class, shuffled.
+
+    A class of three or more has at least one in each part; the original only asserts that.
+    """
+    stream = random.Random(seed)
+    train: list[int] = []
+    val: list[int] = []
+    test: list[int] = []
+    for label, places in places_by_class(labels).items():
+        total = len(places)
+        if total < 3:
+            raise CoopError(
+                f"class {shortened(class_names[label])} has {total} image{'s' * (total > 1)}, but an own split needs "
+                "3: add images or make the folders train, val and test yourself"
+            )
+        stream.shuffle(places)
+        n_val = max(1, round(total * VAL_SHARE))
+        n_train = min(max(1, round(total * TRAIN_SHARE)), total - n_val - 1)
+        train += places[:n_train]
+        val += places[n_train : n_train + n_val]
+        test += places[n_train + n_val :]
+    return train, val, test
+
+
+def three_way_parts(whole: Split, class_names: Sequence[str], seed: int) -> dict[str, Split]:
+    """Return {part: Split} of a set that is split 50/20/30."""
+    return dict(zip(PARTS, map(whole.subset, three_way(whole.labels, class_names, seed)), strict=True))
+
+
+def carve_val(labels: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
+    """Return the places of train and val: 20 % of every class become val; a class of one or two keeps all."""
+    stream = random.Random(seed)
+    train: list[int] = []
+    val: list[int] = []
+    for places in places_by_class(labels).values():
+        stream.shuffle(places)
+        n_val = round(len(places) * CARVED_SHARE)
+        val += places[:n_val]
+        train += places[n_val:]
+    return train, val
+
+
+def own_split(rule: str, seed: int) -> str:
+    """Return how an own split is named in results."""
+    return f"own split: {rule}, seed {seed}"
+
+
+# Split files.
+
+
+def load_json(path: Path) -> Any:
+    """Return what a JSON file holds; CoopError if it cannot be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise CoopError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CoopError(f"{path} is not a JSON file: {reason(error)}") from error
+
+
+def load_split_file(path: Path) -> dict[str, list[Row]]:
+    """Return the rows of a split file by part, in the file's order; raises CoopError for any other shape."""
+    content = load_json(path)
+    if not isinstance(content, dict) or not {"train", "test"} <= set(content) <= set(PARTS):
+        found = one_line(", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__)
+        raise CoopError(f"{path} is not a split file: expected the lists train, val and test, found {found}")
+    parts: dict[str, list[Row]] = {}
+    for part in PARTS:
+        rows = content.get(part, [])
+        if not isinstance(rows, list):
+            raise CoopError(f"{path}: '{part}' must be a list of [path, label, class name], not {type(rows).__name__}")
+        check_rows(rows, f"{path}: '{part}'")
+        parts[part] = [(row[0], row[1], row[2]) for row in rows]
+    return parts
+
+
+def write_split_file(path: Path, parts: Mapping[str, Sequence[Row]]) -> None:
+    """Write a split file in CoOp's form, an item a line."""
+    lists = [f'"{part}": [\n{_lines(rows)}\n]' for part, rows in parts.items()]
+    _write(path, "{" + ",\n".join(lists) + "}\n")
+
+
+def find_split_file(spec: DatasetSpec, folder: Path) -> tuple[Path, str] | None:
+    """Return the split file to read and how results call it: the user's, else the official, else the prepared one."""
+    if spec.split_file:
+        path = Path(os.path.expanduser(spec.split_file))
+        for candidate in (path, folder / path):
+            if candidate.is_file():
+                return candidate, split_source(spec, candidate)
+        raise CoopError(f"dataset.split_file={shortened(spec.split_file)}: no such file, here or in {folder}")
+    official = folder / spec.official_split.file if spec.official_split else None
+    if official and official.is_file():
+        return official, split_source(spec, official)
+    prepared = folder / prepared_split_file(spec)
+    if spec.annotations and prepared.is_file():
+        return prepared, own_split(annotation_rule(spec), spec.split_seed)
+    return None
+
+
+def split_source(spec: DatasetSpec, path: Path) -> str:
+    """Return the split file's name, marked where it is known not to be the official one."""
+    if spec.official_split is None or spec.official_split.sha256 is None:
+        return path.name
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest == spec.official_split.sha256:
+        return path.name
+    return f"{path.name} (not the official file: sha256 {digest[:12]})"
+
+
+def prepared_split_file(spec: DatasetSpec) -> str:
+    """Return the name of the split file that `coop data prepare` makes of a dataset's annotation files."""
+    return f"split_own_seed{spec.split_seed}.json"
+
+
+def annotation_rule(spec: DatasetSpec) -> str:
+    """Return the original's rule for a dataset's annotation files: only the flowers' official parts are not used."""
+    return THREE_WAY_RULE if spec.annotations == "flowers" else CARVED_RULE
+
+
+# The few-shot sample as a file, so that a subset can be published, shared and trained on again.
+
+
+def write_sample_file(path: Path, train: Split, val: Split, class_names: Sequence[str], **about: Any) -> None:
+    """Write a few-shot sample as JSON, whole or not at all; `about` is kept at its head."""
+    _write(path, sample_text(rows_of(train, class_names), rows_of(val, class_names), **about))
+
+
+def sample_text(train: Sequence[Sequence[Any]], val: Sequence[Sequence[Any]], **about: Any) -> str:
+    """Return the JSON of a sample file: one image per line, paths relative to the image folder."""
+    head = json.dumps({"format": SAMPLE_FORMAT, **about}, indent=1)[:-2]
+    parts = [f' "{name}": [\n{_lines(rows, "  ")}\n ]' for name, rows in (("train", train), ("val", val))]
+    return head + ",\n" + ",\n".join(parts) + "\n}\n"
+
+
+def read_sample_file(path: Path, dataset: Dataset) -> tuple[Split, Split]:
+    """Return the (train, val) that a sample file lists, after checking that `dataset` has them so.
+
+    Raises CoopError for images that are not in the dataset's train (val) part, and for labels or class names that
+    differ from the dataset's: a sample that names test images, or another class list, is not trained on.
+    """
+    content = load_json(path)
+    if not isinstance(content, dict) or content.get("format") != SAMPLE_FORMAT:
+        raise CoopError(f"{path} is not a sample file: 'coop data sample' writes one")
+    train, val = (_checked_sample(path, part, content.get(part), dataset) for part in ("train", "val"))
+    if not len(train):
+        raise CoopError(f"{path} lists no train images")
+    return train, val
+
+
+def _checked_sample(path: Path, part: str, rows: object, dataset: Dataset) -> Split:
+    if not isinstance(rows, list):
+        raise CoopError(f"{path}: '{part}' must be a list of [path, label, class name]")
+    check_rows(rows, f"{path}: '{part}'")
+    names, whole = dict(enumerate(dataset.class_names)), dataset.part(part)
+    wanted: dict[str, int] = {}
+    for image, label, name in rows:
+        if names.get(label) != name:
+            of_image = f"{shortened(image)} has label {shortened(label)} and class {shortened(name)}"
+            raise CoopError(f"{path}: {of_image}, which is not a class of dataset '{dataset.name}'")
+        wanted[image] = label
+    found = {image for image, label in zip(whole.paths, whole.labels, strict=True) if wanted.get(image) == label}
+    strange = [image for image in wanted if image not in found]
+    if strange:
+        raise CoopError(
+            f"{path}: {len(strange)} of {len(wanted)} {part} images are not in the {part} part of dataset "
+            f"'{dataset.name}' with that label, first {shortened(strange[0])}"
+        )
+    return split_of([(row[0], row[1], row[2]) for row in rows])
+
+
+def _lines(rows: Sequence[Sequence[Any]], indent: str = "") -> str:
+    return ",\n".join(f"{indent}{json.dumps(row, ensure_ascii=False)}" for row in rows)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with atomic_write(path) as partial:
+            partial.write_bytes(text.encode("utf-8", "backslashreplace"))  # JSON's own form of a lone surrogate
+    except OSError as error:
+        raise CoopError(f"cannot write {path}: {error.strerror}") from error

@@ -1,1 +1,0 @@
-"""CLIP's own contrastive pre-training, for anyone with images and texts."""

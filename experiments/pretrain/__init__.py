@@ -1,0 +1,1 @@
+"""CLIP's own contrastive pre-training: `python -m experiments.pretrain PAIRS --out FOLDER`."""
