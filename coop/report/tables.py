@@ -46,6 +46,7 @@ NAMES = {  # what people call what the command line names; the others stay as th
     "prolip": "ProLIP", "tcp": "TCP", "vpt": "VPT", "ivlp": "IVLP", "maple": "MaPLe", "promptsrc": "PromptSRC",
     "clip_lora": "CLIP-LoRA", "two_stage": "2SFS", "mma": "MMA", "mmrl": "MMRL",
 }  # fmt: skip
+COMPARED = ("dataset", "backbone", "protocol", "shots")  # rows that are the same in these compete for the best number
 NAMED_KEYS = ("dataset", "target", "method", "backbone", "column")
 
 
@@ -62,13 +63,14 @@ class Grid:
     value: str = "accuracy"
 
     def best(self) -> set[tuple[int, int]]:
-        """Return the places (row, column) of the best of our numbers: of each column, among rows of one outer key."""
+        """Return the places (row, column) of the best of our numbers in a column, among rows of the same dataset."""
         sign = -1 if self.value == "ece" else 1
         groups: dict[tuple[Any, ...], list[tuple[float, int, int]]] = {}
         for i, (keys, values) in enumerate(self.rows):
             for j, value in enumerate(values):
                 if value is not None and value.mean is not None:
-                    groups.setdefault((keys[:-1], j), []).append((sign * value.mean, i, j))
+                    same = tuple(key for name, key in zip(self.keys, keys, strict=True) if name in COMPARED)
+                    groups.setdefault((same, j), []).append((sign * value.mean, i, j))
         out = set()
         for found in groups.values():
             if len(found) > 1:
