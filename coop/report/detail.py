@@ -196,7 +196,7 @@ class Details:
                 turned = right & ~was if up else ~right & was
                 votes = turned.sum(0) * (turned[0] & (baseline.label == names.index(gain.name)))
                 for i in np.argsort(-votes, kind="stable")[:EACH]:
-                    if votes[i] and self._left > 0 and (picture := thumbnail(root / paths[i])):
+                    if votes[i] and self._left > 0 and (picture := thumbnail(root / paths[int(i)])):
                         self._left -= len(picture)
                         answers = (names[int(some.predicted[i])] for some in (baseline, learned[0]))
                         examples.append(Example(picture, gain.name, *answers))
