@@ -8,12 +8,13 @@ import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import coop
-from coop.errors import CoopError, first_line, unknown
+from coop.errors import CoopError, first_line, raise_interruption, unknown
 from coop.machine import prepare_process
 
 if TYPE_CHECKING:
@@ -32,30 +33,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     flags = {word for word in words if word in FLAGS}
     try:
-        _set_up_logging("--verbose" in flags)
         args = _parsed(_parser(), [word for word in words if word not in FLAGS])
-        code: int = args.run(args)
+        with _logging("--verbose" in flags):
+            code: int = args.run(args)
         sys.stdout.flush()
         return code
-    except CoopError as error:
-        code, text = 2, str(error)
-    except KeyboardInterrupt:
-        code, text = 130, "interrupted; finished runs are kept, and the same command goes on with the rest"
     except BrokenPipeError:  # `coop table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        code, text = 1, _refusal(error)
-    except MemoryError:
-        code, text = 1, "there is not enough memory"
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = _explained(error)
+        if not text:
             raise
-        code, text = 1, f"there is not enough memory on the GPU: {first_line(error)}"
-    if "--debug" in flags:
-        traceback.print_exc()
-    print(f"coop: {' '.join(text.split())}", file=sys.stderr)
-    return code
+        if "--debug" in flags:
+            traceback.print_exc()
+        print(f"coop: {' '.join(text.split())}", file=sys.stderr)
+        return code
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """Return the exit code of an error and its sentence; none for an error of our own code."""
+    try:
+        raise_interruption(error)
+    except KeyboardInterrupt:
+        return 130, "interrupted; finished runs are kept, and the same command goes on with the rest"
+    if isinstance(error, CoopError):
+        return 2, str(error)
+    if isinstance(error, OSError):
+        return 1, _refusal(error)
+    if isinstance(error, MemoryError):
+        return 1, "there is not enough memory"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        return 1, f"there is not enough memory on the GPU: {first_line(error)}"
+    return 1, ""
 
 
 def _refusal(error: OSError) -> str:
@@ -64,16 +74,26 @@ def _refusal(error: OSError) -> str:
     return f"{error.strerror or first_line(error)}{': ' if places else ''}{' -> '.join(places)}"
 
 
-def _set_up_logging(verbose: bool) -> None:
+@contextmanager
+def _logging(verbose: bool) -> Iterator[None]:
     """Log to standard error: our own warnings; with `verbose` everything, libraries' warnings among it."""
-    logging.captureWarnings(True)
-    if not sys.warnoptions:
-        warnings.simplefilter("default" if verbose else "ignore")
-    handler = logging.StreamHandler()
+    handler, root = logging.StreamHandler(), logging.getLogger()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     if not verbose:
         handler.addFilter(lambda record: record.name.startswith("coop") and record.levelno >= logging.WARNING)
-    logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING, force=True)
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if verbose else logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("default" if verbose else "ignore")
+            logging.captureWarnings(True)
+            yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        root.setLevel(level)
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -324,9 +344,9 @@ def _table(args: argparse.Namespace) -> int:
     runs = stored_runs(results)
     _warn_damaged(runs)
     frame = select(with_difference(measured(runs, results), args.value), args.where)
-    table = make_table(frame, args.rows, args.columns, args.value)
+    grid = make_table(frame, args.rows, args.columns, args.value)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() and not args.output else None
-    _put(render(table, args.format, width), args.output)
+    _put(render(grid, args.format, width), args.output)
     return 0
 
 
@@ -604,12 +624,14 @@ def _data_check(args: argparse.Namespace) -> int:
 def _data_prepare(args: argparse.Namespace) -> int:
     """Fetch a dataset as far as possible; 1 if something is left to do."""
     from coop.data.prepare import prepare
+    from coop.data.spec import prepare_command
 
     spec = _dataset_spec(args)
-    if not spec.directory:
+    if not spec.directory and spec.reader != "hub":
         raise CoopError(f"dataset '{spec.name}' is your own: there is nothing to fetch")
     done = prepare(spec, args.data_root, print)
-    print(f"ready: 'coop data check {spec.name}' counts it" if done else "not complete yet")
+    check = prepare_command(spec).replace("prepare", "check", 1)
+    print(f"ready: '{check}' counts it" if done else "not complete yet")
     return 0 if done else 1
 
 

@@ -15,7 +15,7 @@ import pytest
 from coop.cli import main
 from coop.errors import CoopError
 from coop.report.frame import measured, select, with_difference
-from coop.report.tables import Table, make_table, render, to_csv, to_latex, to_text
+from coop.report.tables import Grid, cell_frame, make_table, render, to_csv, to_latex, to_text
 from coop.runs.store import stored_runs
 
 ACCURACY = {("dtd", 1): [0.30, 0.34, 0.41], ("dtd", 4): [0.50, 0.52, 0.57], ("pets", 1): [0.7, 0.72, 0.71]}
@@ -49,14 +49,14 @@ def frame_of(results: Path) -> pd.DataFrame:
     return with_difference(measured(stored_runs(results), results))
 
 
-def table_of(results: Path, **options: Any) -> Table:
+def table_of(results: Path, **options: Any) -> Grid:
     return make_table(frame_of(results), **options)
 
 
 def test_means_deviations_and_differences(results: Path) -> None:
     table = table_of(results)
-    assert table.grid.keys == ("dataset", "backbone", "method")
-    cells = {(cell["dataset"], cell["method"], cell["shots"]): cell for cell in table.cells.to_dict("records")}
+    assert table.keys == ("dataset", "backbone", "method")
+    cells = {(cell["dataset"], cell["method"], cell["shots"]): cell for cell in cell_frame(table).to_dict("records")}
     for (dataset, shots), values in ACCURACY.items():
         cell = cells[dataset, "coop", shots]
         assert cell["mean"] == pytest.approx(100 * statistics.fmean(values)) and (cell["n"], cell["datasets"]) == (3, 1)
@@ -66,21 +66,21 @@ def test_means_deviations_and_differences(results: Path) -> None:
     average = cells["average", "coop", 1]
     assert average["mean"] == pytest.approx(100 * both) and (average["n"], average["datasets"]) == (6, 2)
     assert ("average", "coop", 4) not in cells  # pets has no such run: an average over fewer would mislead
-    assert "pets: own split, not the official one" in table.grid.notes
+    assert "pets: own split, not the official one" in table.notes
     single = cells["dtd", "zero_shot", 0]
     assert (single["n"], single["std"], single["difference"]) == (1, None, None) or pd.isna(single["std"])
 
 
 def test_an_ensemble_is_no_baseline(results: Path) -> None:
     write(results, "dtd", "zero_shot", 0, 0, 0.9, template="imagenet7")
-    cells = table_of(results, rows=["dataset", "method", "template"]).cells
+    cells = cell_frame(table_of(results, rows=["dataset", "method", "template"]))
     difference = cells[(cells["dataset"] == "dtd") & (cells["shots"] == 1)]["difference"].item()
     assert difference == pytest.approx(100 * (statistics.fmean(ACCURACY["dtd", 1]) - 0.25))
 
 
 def test_settings_are_never_pooled(results: Path) -> None:
     write(results, "dtd", "coop", 1, 1, 0.1, n_ctx=4, epochs=50)
-    assert "n_ctx" in table_of(results).grid.keys
+    assert "n_ctx" in table_of(results).keys
     with pytest.raises(CoopError, match=r"n_ctx \(16, 4, null\).*--rows.*--where n_ctx=16"):
         table_of(results, rows=["dataset", "method"])
     with pytest.raises(CoopError, match="did you mean 'n_ctx'"):
@@ -96,12 +96,12 @@ def test_the_advice_of_a_refused_table_can_be_followed(results: Path) -> None:
         make_table(chosen, ["method"])
     advice = re.search(r"--where (\w+=\w+)", str(raised.value))
     assert advice and advice[1] == "template=null"
-    assert make_table(select(chosen, [advice[1]]), ["method"]).cells["n"].tolist() == [3, 3, 1]
+    assert cell_frame(make_table(select(chosen, [advice[1]]), ["method"]))["n"].tolist() == [3, 3, 1]
 
 
 def test_selection(results: Path) -> None:
     frame = select(frame_of(results), ["method=coop", "dataset=dtd"])
-    assert make_table(frame).cells["difference"].notna().all()
+    assert cell_frame(make_table(frame))["difference"].notna().all()
     with pytest.raises(CoopError, match="method=coop, zero_shot"):
         select(frame_of(results), ["method=cop"])
     write(results, "dtd", "zero_shot", 0, 0, 0.9, template="a {}, a type of texture.")
@@ -113,7 +113,7 @@ def test_formats(results: Path) -> None:
     table = table_of(results)
     assert "35.0 ±4.5 (+10.0) n=3" in render(table, "text", 200) and "own split" in render(table, "text", 200)
     read = pd.read_csv(io.StringIO(render(table, "csv")))
-    assert read["mean"].tolist() == pytest.approx(table.cells["mean"].tolist(), abs=1e-3)
+    assert read["mean"].tolist() == pytest.approx(cell_frame(table)["mean"].tolist(), abs=1e-3)
     markdown, latex = render(table, "markdown"), render(table, "latex")
     assert markdown.splitlines()[0].count("|") == 7 and r"\toprule" in latex and "lllrrr" in latex
     assert r"\textbf{" not in latex, "a number alone is not the best of its column"
@@ -127,7 +127,7 @@ def test_a_narrow_terminal_splits_no_word(results: Path, width: int) -> None:
     table = table_of(results)
     text = render(table, "text", width)
     assert max(map(len, text.splitlines())) <= width
-    wide = set(to_text(table.grid).split())
+    wide = set(to_text(table).split())
     assert set(text.split()) <= wide | {"shots", "0", "1", "4"}
 
 
@@ -135,7 +135,7 @@ def test_latex_is_plain_text_whatever_names_hold(results: Path) -> None:
     """Every special character of TeX is escaped: compared with the rules of TeX itself, by removing escapes."""
     nasty = "z$b^c~d{e}f\\g&h%i#j_k"
     write(results, nasty, "zero_shot", 0, 0, 0.5, template=None)
-    line = next(line for line in to_latex(table_of(results).grid).splitlines() if line.startswith("z"))
+    line = next(line for line in to_latex(table_of(results)).splitlines() if line.startswith("z"))
     cell = line.split(" & ")[0]
     escapes = {r"\textasciitilde": "~", r"\textasciicircum": "^", r"\textbackslash": "\\"}
     for escape, plain in escapes.items():

@@ -5,7 +5,7 @@ missing, failed), `run` (its folder), `error`, METRICS (fractions), `own_split`,
 is the rows that differ in their seed alone. Cells hold percent; `n` is always the number of runs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import harmonic_mean
@@ -132,12 +132,11 @@ def measured(runs: Sequence[StoredRun], results: Path) -> pd.DataFrame:
     Of runs that differ in their data alone the newest counts. Raises CoopError if no run is finished.
     """
     rows: list[dict[str, Any]] = []
-    for run in newest(runs).values():
-        if run.state == "done" and run.key:
-            columns = run.key.columns()
-            if run.fit.get("n_ctx") is not None:  # of a context that began as words
-                columns["n_ctx"] = run.fit["n_ctx"]
-            rows += _rows(columns, tuple(run.accuracies), run, results)
+    for run in newest((run for run in runs if run.state == "done"), _place).values():
+        columns = run.key.columns() if run.key else {}
+        if run.fit.get("n_ctx") is not None:  # of a context that began as words
+            columns["n_ctx"] = run.fit["n_ctx"]
+        rows += _rows(columns, tuple(run.accuracies), run, results)
     if not rows:
         raise CoopError(f"there are no finished runs under {results}: run something first (coop run)")
     return _frame(rows)
@@ -155,20 +154,24 @@ def planned(plan: Plan, runs: Sequence[StoredRun], results: Path) -> pd.DataFram
     return _frame(rows)
 
 
-def newest(runs: Iterable[StoredRun]) -> dict[RunKey, StoredRun]:
+def _place(key: RunKey) -> str:
+    """Return what `key.planned()` tells apart, without its hash."""
+    return repr((key.columns(), [name for name, _ in key.targets]))
+
+
+def newest(runs: Iterable[StoredRun], place: Callable[[RunKey], Any] = RunKey.planned) -> dict[Any, StoredRun]:
     """Return the runs by what was planned: of several, from other data, the newest result, else a failure."""
-    out: dict[RunKey, StoredRun] = {}
+    out: dict[Any, StoredRun] = {}
     for run in runs:
         if run.key is None or run.state == "damaged":
             continue
-        key = run.key.planned()
+        key = place(run.key)
         other = out.get(key)
         if other is None or (run.state == "done", run.finished) >= (other.state == "done", other.finished):
             out[key] = run
         if other and run.state == other.state == "done":
-            older = other if out[key] is run else run
+            kept, older = out[key], other if out[key] is run else run
             note = f"made from other data as well: the older run is {older.folder.name}"
-            kept = out[key]
             out[key] = replace(kept, result={**kept.result, "notes": [*kept.notes, note]})
     return out
 
@@ -288,8 +291,16 @@ def cells_of(frame: pd.DataFrame, keys: Sequence[str], value: str = "accuracy") 
     for rows, numbers_of in zip(members, about.itertuples(index=False), strict=True):
         cell = {key: rows[0].get(key) for key in keys}
         found.append(Cell(cell, tuple(rows), _value(rows, value, *numbers_of)))
-    first = {key: {text: i for i, text in enumerate(dict.fromkeys(frame[key].map(repr)))} for key in keys}
-    return sorted(found, key=lambda cell: [_order(cell.keys[key], first[key]) for key in keys])
+    return in_order(found, keys)
+
+
+def in_order(cells: Iterable[Cell], keys: Sequence[str]) -> list[Cell]:
+    """Return cells sorted by each key in turn: numbers by size, words in the order in which they appear."""
+    cells = list(cells)
+    first = {
+        key: {text: i for i, text in enumerate(dict.fromkeys(repr(cell.keys[key]) for cell in cells))} for key in keys
+    }
+    return sorted(cells, key=lambda cell: [_order(cell.keys[key], first[key]) for key in keys])
 
 
 def _value(

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -21,6 +21,7 @@ from coop.report.frame import (
     cells_of,
     dividing,
     heading,
+    in_order,
     listed,
     metric_name,
     text_of,
@@ -61,6 +62,7 @@ class Grid:
     rows: tuple[tuple[tuple[str, ...], tuple[Value | None, ...]], ...]
     notes: tuple[str, ...] = ()
     value: str = "accuracy"
+    cells: tuple[Cell, ...] = field(default=(), repr=False)  # all of them, averages last
 
     def best(self) -> set[tuple[int, int]]:
         """Return the places (row, column) of the best of our numbers in a column, among rows of the same dataset."""
@@ -93,15 +95,28 @@ def make_grid(
     study: Sequence[str] = (),
     id: str = "table",
     title: str = "",
-    column_name: Callable[[str, Any], str] = heading,
 ) -> Grid:
     """Return a table of the frame; `study` names the datasets that published averages are over.
 
     Settings that tell rows of the frame apart and are not named become row headers.
     """
-    published = published or Publications()
     rows = [*rows, *dividing(frame, [*rows, *columns])]
-    keys = [*rows, *columns]
+    return _grid(frame, rows, columns, value, published or Publications(), study, id, title, heading)
+
+
+def _grid(
+    frame: pd.DataFrame,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    value: str,
+    published: Publications,
+    study: Sequence[str],
+    id: str,
+    title: str,
+    column_name: Callable[[str, Any], str],
+) -> Grid:
+    """Return the table whose rows and columns tell all cells apart."""
+    keys = list(dict.fromkeys([*rows, *columns]))
     several = frame["dataset"].nunique() > 1 and "dataset" in rows
     cells = cells_of(frame, keys, value)
     means = averages(cells, keys, study) if "dataset" in keys else []
@@ -114,10 +129,8 @@ def make_grid(
     for cell in [*cells, *means]:
         place = tuple(text_of(cell.keys[key]) for key in rows), name(cell.keys)
         values[place] = replace(cell.value, published=published.of(cell, value))
-    order: dict[str, int] = {}
-    for i, cell in enumerate(cells_of(frame, [*columns, *(["dataset"] if several else [])], value)):
-        order.setdefault(name(cell.keys), i)
-    names = sorted(dict.fromkeys(column for _, column in values), key=lambda column: order.get(column, -1))
+    ordered = in_order(cells, columns)
+    names = list(dict.fromkeys([*(name(cell.keys) for cell in ordered), *(column for _, column in values)]))
     headers = _ordered(values)
     known = {"label", "dataset", "backbone", "shots", "target"}
     if "label" in rows and set(keys) <= known:
@@ -135,6 +148,7 @@ def make_grid(
         rows=tuple((row, tuple(values.get((row, column)) for column in names)) for row in headers),
         notes=tuple([*grid_notes(frame, value), *_average_notes(means)]),
         value=value,
+        cells=(*cells, *means),
     )
 
 
@@ -203,20 +217,12 @@ def tuned_note(done: pd.DataFrame, what: str) -> str:
 # The table of `coop table`: whatever runs lie in a results folder.
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of a results folder: its `grid`, and its cells as a frame, a line for each (percent)."""
-
-    grid: Grid
-    cells: pd.DataFrame
-
-
 def make_table(
     frame: pd.DataFrame,
     rows: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     value: str = "accuracy",
-) -> Table:
+) -> Grid:
     """Return the table of runs with their `difference`.
 
     Unless given, columns are the shots, or the targets where a run has several; rows are all else that differs.
@@ -234,19 +240,13 @@ def make_table(
         basic += ["shots"] if "target" in columns else []
         rows = [key for key in basic if key not in columns]
         rows += dividing(frame, [*rows, *columns], [key for key in keys if key not in rows])
-    keys = list(dict.fromkeys([*rows, *columns]))
-    _refuse_pooling(frame, keys)
-    grid = make_grid(frame, list(rows), list(columns), value, column_name=lambda key, one: f"{key} {text_of(one)}")
-    cells = cells_of(frame, keys, value)
-    cells += averages(cells, keys) if "dataset" in keys else []
-    lines = [
-        cell.keys
-        | {"mean": cell.value.mean, "std": cell.value.std, "n": cell.value.n, "difference": cell.value.difference}
-        | {"datasets": len(cell.datasets) or 1, "note": TEST_WARNING if cell.value.on_test else None}
-        for cell in cells
-        if cell.value.mean is not None
-    ]
-    return Table(grid, pd.DataFrame(lines, columns=[*keys, "mean", "std", "n", "difference", "datasets", "note"]))
+    else:
+        _refuse_pooling(frame, [*rows, *columns])
+
+    def name(key: str, one: Any) -> str:
+        return f"{key} {text_of(one)}"
+
+    return _grid(frame, list(rows), list(columns), value, Publications(), (), "table", "", name)
 
 
 def _refuse_pooling(frame: pd.DataFrame, keys: Sequence[str]) -> None:
@@ -265,15 +265,26 @@ def _refuse_pooling(frame: pd.DataFrame, keys: Sequence[str]) -> None:
 # Rendering.
 
 
-def render(table: Table, form: str, width: int | None = None) -> str:
+def render(grid: Grid, form: str, width: int | None = None) -> str:
     """Return the table in one of FORMATS; `width` is the terminal's, for `text`. CSV has a line for each cell."""
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
     if form == "csv":
-        return to_csv(table.cells)
+        return to_csv(cell_frame(grid))
     if form == "markdown":
-        return to_markdown(table.grid)
-    return to_latex(table.grid) if form == "latex" else to_text(table.grid, width)
+        return to_markdown(grid)
+    return to_latex(grid) if form == "latex" else to_text(grid, width)
+
+
+def cell_frame(grid: Grid) -> pd.DataFrame:
+    """Return the cells as a frame, a line for each: keys, `mean`, `std`, `n`, `difference`, `datasets`, `note`."""
+    lines = [
+        {**cell.keys, **{name: getattr(cell.value, name) for name in ("mean", "std", "n", "difference")}}
+        | {"datasets": len(cell.datasets) or 1, "note": TEST_WARNING if cell.value.on_test else None}
+        for cell in grid.cells
+        if cell.value.mean is not None
+    ]
+    return pd.DataFrame(lines)
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -287,7 +298,7 @@ def to_csv(frame: pd.DataFrame) -> str:
     return plain.to_csv(index=False, float_format="%.4f", lineterminator="\n")
 
 
-def cell_text(value: Value | None, dated: bool = True) -> str:
+def cell_text(value: Value | None) -> str:
     """Return a value as a cell's text: '82.5 ±0.6 (+55.4) n=3 [paper 81.2: +1.3]'; empty where none is planned."""
     if value is None or (not value.planned and not value.published):
         return ""
