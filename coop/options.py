@@ -25,7 +25,6 @@ AnyOptions = TypeVar("AnyOptions", bound="MethodOptions")
 T = TypeVar("T", bound="Training")
 K = TypeVar("K", bound="TrainedCacheOptions")
 R = TypeVar("R", bound="TipAdapterOptions")
-TextT = TypeVar("TextT", bound="TextOptions")
 TaskResT = TypeVar("TaskResT", bound="TaskResOptions")
 
 
@@ -502,17 +501,10 @@ GDA_COVARIANCES = ("pooled", "per_class")
 
 @dataclass(frozen=True)
 class TextOptions(MethodOptions):
-    """`template`: None is the dataset's own, and on ImageNet the ensemble of the released code, `imagenet_template`."""
+    """`template`: None is the dataset's own; on ImageNet and its variants the released code's, `imagenet_template`."""
 
     imagenet_template: ClassVar[str] = "imagenet7"
     template: str | None = None
-
-    def resolved(self: TextT, shots: int | str, dataset: str) -> TextT:
-        """Return the options with ImageNet's ensemble where no template is given."""
-        options = super().resolved(shots, dataset)
-        if dataset == "imagenet" and options.template is None:
-            return replace(options, template=self.imagenet_template)
-        return options
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def test_cross_modal_keeps_the_first_best_step_of_the_first_best_setting(tiny_ba
                 tried.append((correct(probe.logits(val.test_view), val), one, steps, probe.state()["weight"].clone()))
     found, one, steps, weight = max(tried, key=lambda row: row[0])
     assert len({row[0] for row in tried}) > 1
-    assert (notes["val_accuracy"], notes["step"], notes["settings_tried"]) == (pytest.approx(found), steps, 6)
+    assert (notes["val_accuracy"], notes["step"], notes["settings_tried"]) == (pytest.approx(found), steps, 18)
     assert {key: notes[key] for key in one} == one
     torch.testing.assert_close(method.state()["weight"], weight)
 

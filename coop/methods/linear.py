@@ -15,12 +15,27 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from coop.clip.backbone import Backbone
-from coop.clip.prompts import PROMPT_FILE, expand_template, read_prompt_file, readable_name
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.io import progress_display
-from coop.methods.base import Classes, generator, linear, load_parameters, scaled_cosine
-from coop.methods.class_weights import ClassWeightsMethod, PerClassMethod, accuracy, all_views, class_means, unit
+from coop.methods.base import (
+    Classes,
+    accuracy,
+    generator,
+    linear,
+    load_parameters,
+    prompt_features,
+    scaled_cosine,
+    text_features,
+)
+from coop.methods.class_weights import (
+    ClassWeightsMethod,
+    PerClassMethod,
+    all_views,
+    class_means,
+    prompts_of,
+    unit,
+)
 from coop.options import ClapOptions, CrossModalOptions, LinearProbeOptions, LpPlusPlusOptions
 from coop.train import Batch, cosine_by_step
 
@@ -56,8 +71,8 @@ class LinearProbe(PerClassMethod):
         elif not len(val):
             raise CoopError("method=linear_probe searches C on validation images, and there are none: give C")
         else:
-            power, accuracy = self._search(probes, val)
-            notes = {"val_accuracy": accuracy}
+            power, found = self._search(probes, val)
+            notes = {"val_accuracy": found, "settings_tried": len(probes.known)}
         self.weight, self.bias = _rows(probes(power), len(self.classes.names))
         return {"C": 10.0**power, **notes}
 
@@ -158,7 +173,7 @@ class LpPlusPlus(ClassWeightsMethod):
 
     def __init__(self, backbone: Backbone, classes: Classes, options: LpPlusPlusOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
-        self.text = self.text_features()
+        self.text = text_features(backbone, *prompts_of(self))
         c, e = self.text.shape
         self.weight = nn.Parameter(torch.zeros_like(self.text))
         self.bias = nn.Parameter(linear(e, c, generator=generator(seed)).bias.detach().to(self.text.device))
@@ -180,7 +195,7 @@ class LpPlusPlus(ClassWeightsMethod):
         if len(val):
             best_accuracy, step, best = self.best
             self.load_state(best)
-            notes |= {"step": step + 1, "val_accuracy": best_accuracy}
+            notes |= {"step": step + 1, "val_accuracy": best_accuracy, "settings_tried": len(losses)}
         self.mix()
         return {"steps": len(losses), "first_loss": losses[0], **notes}
 
@@ -248,7 +263,7 @@ class Clap(ClassWeightsMethod):
 
     def __init__(self, backbone: Backbone, classes: Classes, options: ClapOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
-        self.text = self.text_features("raw", underscores=True)
+        self.text = text_features(backbone, *prompts_of(self), "raw", underscores=True)
         self.weights = nn.Parameter(self.text.clone())
         self.strength = torch.zeros(len(classes.names), device=self.text.device)
 
@@ -322,7 +337,7 @@ class CrossModal(ClassWeightsMethod):
 
     def __init__(self, backbone: Backbone, classes: Classes, options: CrossModalOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
-        self.prompts, self.prompt_labels = prompt_features(backbone, classes, options.template)
+        self.prompts, self.prompt_labels = prompt_features(backbone, *prompts_of(self))
         self.text = unit(class_means(self.prompts, self.prompt_labels, len(classes.names)))
         self.weight = nn.Parameter(self.text.clone())
         self.setting = Setting(0.0, 0.0, 0)
@@ -353,7 +368,8 @@ class CrossModal(ClassWeightsMethod):
         best_accuracy, notes, weight = kept
         self.load_state({"weight": weight})
         self.mix()
-        chosen = {"settings_tried": len(settings), "val_accuracy": best_accuracy} if len(val) else {}
+        looks = len(range(0, self.options.steps, self.options.eval_every))
+        chosen = {"settings_tried": len(settings) * looks, "val_accuracy": best_accuracy} if len(val) else {}
         return {**notes, **chosen}
 
     def settings(self, train_set: Samples) -> list[Setting]:
@@ -421,17 +437,3 @@ def _endless(n: int, size: int, random: torch.Generator) -> Iterator[Int[Tensor,
     """Yield `size` of n rows at a time, in shuffled passes; less than `size` at the end of a pass is dropped."""
     while True:
         yield from torch.randperm(n, generator=random)[: n - n % size].split(size)
-
-
-def prompt_features(
-    backbone: Backbone, classes: Classes, template: str | None
-) -> tuple[Float[Tensor, "s e"], Int[Tensor, " s"]]:
-    """Return the feature of every prompt of every class, not normalised, by class, and its class."""
-    if template is not None and template.startswith(PROMPT_FILE):
-        sentences = read_prompt_file(template, classes.names)
-    else:
-        templates = expand_template(template, classes.template, classes.dataset)
-        sentences = [tuple(t.format(readable_name(name)) for t in templates) for name in classes.names]
-    features = backbone.encode_texts([text for of_class in sentences for text in of_class])
-    labels = [label for label, of_class in enumerate(sentences) for _ in of_class]
-    return features, torch.tensor(labels, device=features.device)
