@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import coop
 from coop.errors import CoopError, first_line
+from coop.machine import prepare_process
 
 if TYPE_CHECKING:
     from coop.data import DatasetSpec
@@ -25,6 +26,7 @@ FLAGS = ("--debug", "--verbose")  # may stand anywhere
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, 1 where runs failed or the system refused, 2 for a user's mistake."""
+    prepare_process()  # before torch is imported
     words = list(sys.argv[1:] if arguments is None else arguments)
     flags = {word for word in words if word in FLAGS}
     try:
@@ -170,10 +172,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.cfg:
         print("---\n".join(map(config_text, configs)), end="")
         return 0
-    from coop.machine import keep_freed_memory
     from coop.runs.workers import launcher_of, run_one, run_sweep
 
-    keep_freed_memory()
     if unused:
         _say(unused)
     if args.multirun:
@@ -529,31 +529,12 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _dataset_spec(args: argparse.Namespace) -> "DatasetSpec":
-    """Return the description that the arguments name, with their overrides; texts are taken as the shell passes them.
+    """Return the description that the arguments name, with their overrides, which are read as `coop run` reads them."""
+    from coop.config import described
+    from coop.runs.grid import single
 
-    `dataset.template=a photo of a {}, a bird.` needs no quotes of Hydra's grammar; a pair of quotes around it is taken
-    off. Numbers, lists and mappings are YAML.
-    """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError, safe_load
-
-    from coop.data import DatasetSpec, load_description
-
-    values: dict[str, Any] = {}
-    for word in args.dataset_words:
-        key, _, text = word.removeprefix("dataset.").partition("=")
-        field = DatasetSpec.__dataclass_fields__.get(key)
-        if field and field.type in (str, str | None):
-            quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-            values[key] = text[1:-1] if quoted else None if text in ("null", "") else text
-            continue
-        try:
-            value = safe_load(text)
-        except YAMLError as error:
-            raise CoopError(f"{word[:100]!r} cannot be read: give a value, a [list] or a {{key: value}}") from error
-        OmegaConf.update(config := OmegaConf.create(values), key, value)
-        values = OmegaConf.to_container(config)  # type: ignore[assignment]
-    return load_description(args.name, **values)
+    values = single(args.dataset_words)
+    return described(args.name, {key.removeprefix("dataset."): value for key, value in values.items()})
 
 
 def _data_list(args: argparse.Namespace) -> int:

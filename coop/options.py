@@ -25,6 +25,8 @@ AnyOptions = TypeVar("AnyOptions", bound="MethodOptions")
 T = TypeVar("T", bound="Training")
 K = TypeVar("K", bound="TrainedCacheOptions")
 R = TypeVar("R", bound="TipAdapterOptions")
+C = TypeVar("C", bound="TcpOptions")
+S = TypeVar("S", bound="StepTraining")
 TaskResT = TypeVar("TaskResT", bound="TaskResOptions")
 
 
@@ -688,6 +690,308 @@ def check_not_negative(options: MethodOptions, *names: str) -> None:
             raise CoopError(f"{name}={value}: give 0 or more")
 
 
+# Methods that train inside the towers (coop/methods: deep_prompts, tcp, lora, layer_norm, multimodal). A block is
+# counted from 0, as in open_clip, except where a docstring says otherwise; a depth counts the input as 1.
+
+
+def check_whole(minimum: int, **values: int | None) -> None:
+    """Raise CoopError for a number below `minimum`; None passes."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise CoopError(f"{name}={value}: give {minimum} or more")
+
+
+@dataclass(frozen=True)
+class DeepTextOptions(Training):
+    """`n_ctx` tokens at the input of each of the first `depth` text blocks; `ctx_init` words start the first ones.
+
+    The first n_ctx tokens of `ctx_init` are learned, its other words stay; where it has fewer, or is null, the start
+    is random (as released).
+    """
+
+    epochs: int | None = 5
+    lr: float = 0.0025
+    batch_size: int = 4
+    n_ctx: int = 4
+    depth: int = 12
+    ctx_init: str | None = "a photo of a"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, n_ctx=self.n_ctx, depth=self.depth)
+
+
+@dataclass(frozen=True)
+class VptOptions(Training):
+    """`n_ctx` visual tokens at the input of each of the first `depth` image blocks; `depth=1` is shallow."""
+
+    reads: ClassVar[Tap] = "pixels"
+    epochs: int | None = 5
+    lr: float = 0.0025
+    batch_size: int = 4
+    n_ctx: int = 8
+    depth: int = 12
+    template: str | None = "a photo of a {}."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, n_ctx=self.n_ctx, depth=self.depth)
+
+
+@dataclass(frozen=True)
+class IvlpOptions(Training):
+    """Independent prompts: lengths and depths of each tower; `ctx_init` as for deep_text."""
+
+    reads: ClassVar[Tap] = "pixels"
+    epochs: int | None = 5
+    lr: float = 0.0035
+    batch_size: int = 4
+    n_ctx_text: int = 2
+    n_ctx_image: int = 2
+    depth_text: int = 12
+    depth_image: int = 12
+    ctx_init: str | None = "a photo of a"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, n_ctx_text=self.n_ctx_text, n_ctx_image=self.n_ctx_image)
+        check_whole(1, depth_text=self.depth_text, depth_image=self.depth_image)
+
+
+@dataclass(frozen=True)
+class MapleOptions(Training):
+    """`n_ctx` text tokens at the input of the first `depth` blocks, and their images under linear maps in the other."""
+
+    reads: ClassVar[Tap] = "pixels"
+    epochs: int | None = 5
+    lr: float = 0.0035
+    batch_size: int = 4
+    n_ctx: int = 2
+    depth: int = 9
+    ctx_init: str | None = "a photo of a"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, n_ctx=self.n_ctx, depth=self.depth)
+
+
+AVERAGES = ("gaussian", "released_per_dataset", "none")
+
+
+@dataclass(frozen=True)
+class PromptSRCOptions(IvlpOptions):
+    """The few-shot configuration as released; base-to-new is epochs=20 average_mean=15 average_deviation=1.
+
+    `average`: `gaussian` weighs epoch i by N(i; average_mean, average_deviation); `released_per_dataset` takes the
+    Gaussian that the authors chose for each dataset (N(30, 30) or N(45, 5), for 50 epochs); `none` keeps the last.
+    """
+
+    epochs: int | None = 50
+    lr: float = 0.0025
+    n_ctx_text: int = 4
+    n_ctx_image: int = 4
+    depth_text: int = 9
+    depth_image: int = 9
+    text_weight: float = 25.0
+    image_weight: float = 10.0
+    logits_weight: float = 1.0
+    average: str = "gaussian"
+    average_mean: float = 30.0
+    average_deviation: float = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.average not in AVERAGES:
+            raise unknown("average", self.average, AVERAGES)
+        if not self.average_deviation > 0:
+            raise CoopError(f"average_deviation={self.average_deviation}: give a number above 0")
+        for name in ("text_weight", "image_weight", "logits_weight"):
+            if not getattr(self, name) >= 0:
+                raise CoopError(f"{name}={getattr(self, name)}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class TcpOptions(Training):
+    """`n_ctx` shared tokens at the input, `class_tokens` of each class at the input of text block `layer`.
+
+    `epochs=None`: 25 on ImageNet and SUN397, else 50. `template` (None: the released one of the dataset, or the
+    dataset's own) makes the features to stay near; `prompt_template` (None: the released one, or "X X X X {}.") is the
+    learned prompt, whose first n_ctx tokens, whatever they are, are learned; "X X X X" has as many X as n_ctx says.
+    Adam has no `momentum`.
+    """
+
+    n_ctx: int = 4
+    class_tokens: int = 4
+    layer: int = 8
+    ctx_init: str | None = None
+    eps: float = 1e-3
+    text_weight: float = 8.0
+    template: str | None = None
+    prompt_template: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, n_ctx=self.n_ctx, class_tokens=self.class_tokens)
+        check_whole(0, layer=self.layer)
+        if not self.eps > 0 or not self.text_weight >= 0:
+            raise CoopError(f"eps={self.eps} text_weight={self.text_weight}: give an eps above 0, a weight from 0 on")
+
+    def resolved(self: C, shots: int | str, dataset: str) -> C:
+        """Return the options with the released number of epochs where none is given."""
+        if self.epochs is not None:
+            return self
+        return replace(self, epochs=25 if dataset in ("imagenet", "sun397") else 50)
+
+
+TOWERS = ("both", "text", "image")
+
+
+@dataclass(frozen=True)
+class StepTraining(MethodOptions):
+    """Training by steps with AdamW: `steps_per_shot` times the shots, or `steps` in all (0 leaves it untrained)."""
+
+    reads: ClassVar[Tap] = "pixels"
+    steps_per_shot: int = 500
+    steps: int | None = None
+    lr: float = 2e-4
+    batch_size: int = 32
+    weight_decay: float = 0.01
+    towers: str = "both"
+    template: str | None = "a photo of a {}."
+    augment: Augment = field(default_factory=Augment)
+
+    def __post_init__(self) -> None:
+        check_whole(0, steps_per_shot=self.steps_per_shot, steps=self.steps)
+        check_whole(1, batch_size=self.batch_size)
+        for name in ("lr", "weight_decay"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise CoopError(f"{name}={getattr(self, name)}: give 0 or more")
+        if self.towers not in TOWERS:
+            raise unknown("towers", self.towers, TOWERS)
+        if self.augment.views == "epochs":
+            raise CoopError("augment.views=epochs: a method that is trained by steps has no epochs; give a number")
+
+    @property
+    def n_views(self) -> int:
+        """`augment.views`; a mirror image is one."""
+        return 1 if isinstance(self.augment.views, str) else self.augment.views
+
+    def resolved(self: S, shots: int | str, dataset: str) -> S:
+        """Return the options with `steps_per_shot` times the shots where no number of steps is given.
+
+        "all" shots are counted in the sample, when training begins.
+        """
+        if self.steps is not None or not isinstance(shots, int):
+            return self
+        return replace(self, steps=self.steps_per_shot * shots)
+
+
+LORA_PLACES = {  # blocks of a tower of 12, from 0, as released; "all" and the halves of a deeper one too
+    "all": (0, 11), "bottom": (0, 3), "mid": (4, 7), "up": (8, 11), "half-bottom": (0, 5), "half-up": (6, 11),
+    "top3": (9, 11),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClipLoraOptions(StepTraining):
+    """`place`: one of `LORA_PLACES`, or blocks from 0 as "2-3"; `weights`: some of q, k, v, o; `rank`, `alpha`.
+
+    `share_prefix=false` draws dropout masks of its own for every class's prefix, and computes it for every class.
+    """
+
+    rank: int = 2
+    alpha: float = 1.0
+    dropout: float = 0.25
+    weights: str = "qkv"
+    place: str = "all"
+    share_prefix: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, rank=self.rank)
+        if not 0 <= self.dropout < 1:
+            raise CoopError(f"dropout={self.dropout}: give a number from 0 to less than 1")
+        if not self.weights or set(self.weights) - set("qkvo") or len(set(self.weights)) < len(self.weights):
+            raise CoopError(f"weights={self.weights}: give some of the letters q, k, v, o")
+        if self.place not in LORA_PLACES:
+            first, _, last = self.place.partition("-")
+            if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+                raise unknown("place", self.place, [*LORA_PLACES, "FIRST-LAST"])
+
+
+@dataclass(frozen=True)
+class TwoStageOptions(StepTraining):
+    """`fraction` of the steps trains LayerNorms, from `first_..._block` on; the rest trains the head."""
+
+    steps_per_shot: int = 300
+    fraction: float = 0.6
+    first_text_block: int = 0
+    first_image_block: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(0, first_text_block=self.first_text_block, first_image_block=self.first_image_block)
+        if not 0 <= self.fraction <= 1:
+            raise CoopError(f"fraction={self.fraction}: give a number from 0 to 1")
+
+
+@dataclass(frozen=True)
+class MmaOptions(Training):
+    """Adapters in blocks `first_layer` to `last_layer`, counted from 1; 0 is the embedding, None the last of both."""
+
+    reads: ClassVar[Tap] = "pixels"
+    epochs: int | None = 5
+    lr: float = 0.0015
+    batch_size: int = 16
+    warmup_epochs: int = 0
+    first_layer: int = 5
+    last_layer: int | None = None
+    width: int = 32
+    scale: float = 0.001
+    template: str | None = "a photo of a {}."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, width=self.width)
+        check_whole(0, first_layer=self.first_layer, last_layer=self.last_layer)
+        if not self.scale > 0:
+            raise CoopError(f"scale={self.scale}: give a number above 0")
+
+
+@dataclass(frozen=True)
+class MmrlOptions(Training):
+    """The few-shot configuration as released; base-to-new is epochs=10 batch_size=4.
+
+    `n_tokens` representation tokens of width `token_width` in blocks `first_layer` to `last_layer`, counted from 1
+    (None: the last of both towers). `setting=released_per_dataset` takes the weight (and on EuroSAT the width) that
+    the authors chose for each dataset in place of `reg_weight`. AdamW has no `momentum`.
+    """
+
+    reads: ClassVar[Tap] = "pixels"
+    epochs: int | None = 50
+    lr: float = 0.001
+    augment: Augment = field(default_factory=lambda: Augment(scale=0.5))
+    n_tokens: int = 5
+    token_width: int = 512
+    first_layer: int = 6
+    last_layer: int | None = None
+    alpha: float = 0.7
+    reg_weight: float = 0.5
+    setting: str = "fixed"
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, n_tokens=self.n_tokens, token_width=self.token_width)
+        check_whole(1, first_layer=self.first_layer, last_layer=self.last_layer)
+        if not 0 <= self.alpha <= 1 or not self.reg_weight >= 0:
+            raise CoopError(
+                f"alpha={self.alpha} reg_weight={self.reg_weight}: give alpha in 0 to 1, a weight from 0 on"
+            )
+        if self.setting not in ("fixed", "released_per_dataset"):
+            raise unknown("setting", self.setting, ("fixed", "released_per_dataset"))
+
+
 BUILT_IN: dict[str, type[MethodOptions]] = {
     "zero_shot": ZeroShotOptions,
     "waffle": WaffleOptions,
@@ -707,6 +1011,16 @@ BUILT_IN: dict[str, type[MethodOptions]] = {
     "clip_adapter": ClipAdapterOptions,
     "tip_adapter": TipAdapterOptions,
     "tip_adapter_f": TipAdapterFOptions,
+    "deep_text": DeepTextOptions,
+    "vpt": VptOptions,
+    "ivlp": IvlpOptions,
+    "maple": MapleOptions,
+    "promptsrc": PromptSRCOptions,
+    "tcp": TcpOptions,
+    "clip_lora": ClipLoraOptions,
+    "two_stage": TwoStageOptions,
+    "mma": MmaOptions,
+    "mmrl": MmrlOptions,
     "ape": ApeOptions,
     "ape_t": ApeTOptions,
 }

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.memory_only:
         print(f"{_peak_memory(args):.2f}")
         return
-    backbone = load_backbone(args.architecture, None, args.device, args.precision)
+    backbone = load_backbone(args.architecture, "random", args.device, args.precision)
     learner = _learner(backbone, args)
     images, labels = _batch(backbone, args)
     features = backbone.encode_images(images)
@@ -164,7 +164,7 @@ def _matrix_rate(backbone: Backbone) -> float:
 
 
 def _peak_memory(args: argparse.Namespace) -> float:
-    backbone = load_backbone(args.architecture, None, args.device, args.precision)
+    backbone = load_backbone(args.architecture, "random", args.device, args.precision)
     _learner(backbone, args).class_features().sum().backward()
     return peak_resident_memory()
 

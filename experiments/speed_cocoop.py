@@ -79,7 +79,7 @@ def measure(classes: Sequence[int] = (100, 1000), threads: int = 2, repeats: int
 def _measure_one(way: str, classes: int, threads: int, repeats: int) -> Row:
     torch.set_num_threads(threads)
     keep_freed_memory()
-    backbone = load_backbone(ARCHITECTURE)
+    backbone = load_backbone(ARCHITECTURE, "random")
     names = Classes(tuple(open_clip.IMAGENET_CLASSNAMES[:classes]))
     method = CoCoOp(backbone, names, CoCoOpOptions())
     if way == "plain":

@@ -18,7 +18,7 @@ from PIL import Image
 from coop.data.convert import action_name
 from coop.data.dataset import reason
 from coop.errors import CoopError
-from coop.io import atomic_write, track
+from coop.io import track
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm")
 
@@ -67,8 +67,10 @@ def _write_frame(video: Path, image: Path) -> str | None:
         frame = middle_frame(video)
     except CoopError as error:
         return str(error)
-    with atomic_write(image) as partial:
-        frame.save(partial, format="JPEG", quality=95)
+    image.parent.mkdir(parents=True, exist_ok=True)
+    partial = image.with_suffix(".partial")
+    frame.save(partial, format="JPEG", quality=95)
+    os.replace(partial, image)
     return None
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from coop.clip.backbone import Backbone, _resolve, load_backbone
+from coop.clip.folding import folded_tower
 from coop.errors import CoopError
 from coop.methods.coop import CoOp, CoOpOptions
 from tests.methods_plain import CLASSES, sample
@@ -57,7 +58,7 @@ def test_training_changes_nothing_frozen(tiny_backbone: Backbone) -> None:
     *((a, "openai", True) for a in ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")),
     ("ViT-B-16", "dfn2b", True), ("ViT-B-32", "metaclip_400m", True), ("RN50", "yfcc15m", True),
     ("ViT-B-32", "laion2b_s34b_b79k", False), ("ViT-B-16", "datacomp_xl_s13b_b90k", False),
-    ("ViT-B-32-quickgelu", "openai", False), ("ViT-B-16-SigLIP", "webli", False), ("ViT-B-32", None, False),
+    ("ViT-B-32-quickgelu", "openai", False), ("ViT-B-16-SigLIP", "webli", False),
 ])  # fmt: skip
 def test_weights_trained_with_quickgelu_get_it(architecture: str, tag: str | None, quick: bool) -> None:
     """What open_clip is asked for beside the name (a "-quickgelu" architecture has it already); nothing is loaded."""
@@ -105,7 +106,7 @@ def test_unknown_names(arguments: tuple[Any, ...], said: str) -> None:
 def test_json_that_is_no_model(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text(text)
     with pytest.raises(CoopError, match=said) as caught:
-        load_backbone(str(tmp_path / "broken.json"))
+        load_backbone(str(tmp_path / "broken.json"), "random")
     assert "\n" not in str(caught.value)
 
 
@@ -155,7 +156,7 @@ def test_a_file_that_is_no_checkpoint(name: str, tiny_json: str, tmp_path: Path)
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_half_precision(precision: str, dtype: torch.dtype, tiny_json: str) -> None:
     """The towers are half, what is learned and what comes out are float32, and close to the float32 model's."""
-    full, half = load_backbone(tiny_json), load_backbone(tiny_json, precision=precision)
+    full, half = load_backbone(tiny_json, "random"), load_backbone(tiny_json, "random", precision=precision)
     assert half.model.transformer.resblocks[0].mlp.c_fc.weight.dtype == half.dtype == dtype
     images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     cosine = torch.nn.functional.cosine_similarity
@@ -184,12 +185,87 @@ def test_identity_tells_weights_and_architecture_apart(tiny_json: str, tmp_path:
     assert len({first, identity(changed), identity(tiny_model(4)), identity(tiny_model(quick_gelu=True))}) == 4
 
 
+@pytest.mark.parametrize("architecture, tag", [("ViT-B-32", "laion"), ("EVA02-B-16", "merged2b_s8b_b131k"), ("", "")])
+def test_random_weights_must_be_asked_for(architecture: str, tag: str, tiny_json: str) -> None:
+    with pytest.raises(CoopError, match=f"without weights: give pretrained .*{tag}.*pretrained=random"):
+        load_backbone(architecture or tiny_json)
+
+
+def test_weights_that_are_not_here_and_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One try, and where to put the file by hand; a file there is taken."""
+    monkeypatch.setenv("COOP_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(CoopError, match=r"'openai' of RN50 .*open_clip_model.safetensors from http") as caught:
+        load_backbone("RN50", "openai")
+    by_hand = tmp_path / "weights" / "RN50-openai.safetensors"
+    assert str(by_hand) in str(caught.value) and "lit_lite" in str(caught.value) and "\n" not in str(caught.value)
+    by_hand.parent.mkdir()
+    by_hand.write_bytes(b"no weights")
+    with pytest.raises(CoopError, match="RN50-openai.safetensors does not fit|could not be loaded"):
+        load_backbone("RN50", "openai")
+
+
+@pytest.mark.parametrize("fault", ["NaN", "zero"])
+def test_damaged_weights_are_refused(fault: str, tiny_json: str, tmp_path: Path) -> None:
+    state = tiny_model().state_dict()
+    if fault == "NaN":
+        state["visual.conv1.weight"][3, 1, 2, 2] = torch.nan
+    else:
+        state = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    torch.save(state, tmp_path / "bad.pt")
+    match = "visual.conv1.weight holds NaN" if fault == "NaN" else "bad.pt.* are all zero"
+    with pytest.raises(CoopError, match=match):
+        load_backbone(tiny_json, str(tmp_path / "bad.pt"))
+
+
+def test_features_that_are_no_features_are_refused() -> None:
+    """Where they arise: an image that makes NaN, and a text tower that makes zeros."""
+    backbone = Backbone(tiny_model(), lambda image: image, open_clip.SimpleTokenizer(), "tiny")
+    images = torch.randn(3, 3, 16, 16)
+    images[1, 0, 0, 0] = torch.inf
+    with pytest.raises(CoopError, match="feature of image 'b.png' is not finite: the weights of 'tiny'"):
+        backbone.encode_images(images, ["a.png", "b.png", "c.png"])
+    with torch.no_grad():
+        backbone.model.text_projection.zero_()
+    with pytest.raises(CoopError, match="feature of class 'forest' is all zero"):
+        backbone.encode_template("a {}.", ["forest"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("vision, folds", [
+    ({"layers": [1, 2, 1, 1], "width": 8, "head_width": 16, "image_size": 32}, True),
+    ({"timm_model_name": "test_efficientnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}, True),
+    (TINY["vision_cfg"], False),
+])  # fmt: skip
+def test_folded_tower_computes_the_same(vision: dict[str, Any], folds: bool) -> None:
+    """All batch norms of a ResNet and of timm's tower go; the model itself keeps its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = open_clip.CustomTextCLIP(16, vision, TINY["text_cfg"]).eval()
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                for tensor in (module.weight, module.bias, module.running_mean):
+                    tensor.copy_(torch.rand_like(tensor) - 0.3)
+                module.running_var.uniform_(0.5, 2)
+    size = vision["image_size"]
+    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    tower = folded_tower(model.visual, images[:1])
+    assert (tower is not model.visual) == folds
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in tower.modules())
+    expected = model.visual(images)
+    backbone = Backbone(model, lambda image: image, open_clip.SimpleTokenizer())
+    torch.testing.assert_close(
+        backbone.encode_images(images), expected, rtol=0, atol=4e-6 * float(expected.abs().max())
+    )
+    torch.testing.assert_close(model.encode_image(images), expected, rtol=0, atol=0)
+
+
 def test_random_weights_are_fixed_and_leave_global_randomness_alone(tiny_json: str) -> None:
     state = torch.get_rng_state()
-    first = load_backbone(tiny_json).identity
+    first = load_backbone(tiny_json, "random").identity
     assert torch.equal(state, torch.get_rng_state())
     torch.rand(1)
-    assert load_backbone(tiny_json).identity == first
+    assert load_backbone(tiny_json, "random").identity == first
 
 
 @torch.no_grad()

@@ -30,11 +30,16 @@ def image_backbone() -> Backbone:
     return Backbone(small.model, open_clip.image_transform(16, is_train=False), small.tokenizer)
 
 
+class CannotEncode(torch.nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        raise RuntimeError("this backbone cannot encode")
+
+
 def broken_backbone() -> Backbone:
     """Return the same model, as its identity says, which cannot encode anything."""
     backbone = image_backbone()
     assert backbone.identity
-    backbone.model.visual = None
+    backbone.model.visual = CannotEncode()
     return backbone
 
 
@@ -91,10 +96,11 @@ def test_nothing_is_computed_twice(backbone: Backbone, root: Path, tmp_path: Pat
     files = {path: path.stat().st_mtime_ns for path in shards(tmp_path)}
     assert torch.equal(cache(root, PATHS + PATHS[:2], (0, 1)), first)
     again = FeatureCache(broken_backbone(), tmp_path)
+    again.batch_size = 2
     assert torch.equal(again(root, PATHS[::-1], (1,)), first[1:, : len(PATHS)].flip(1))
     assert files == {path: path.stat().st_mtime_ns for path in shards(tmp_path)}
     assert not list(tmp_path.rglob("*.tmp"))
-    with pytest.raises(TypeError):  # what it does not know, it would have to encode
+    with pytest.raises(RuntimeError, match="cannot encode"):  # what it does not know, it would have to encode
         again(root, PATHS[:1], (2,))
 
 
@@ -124,6 +130,29 @@ def test_damage_is_noticed_and_made_good(
     assert torch.equal(FeatureCache(backbone, tmp_path)(root, PATHS), first)
     assert f"{shard} is damaged" in caplog.text
     assert not shard.exists() and rows(tmp_path) == len(PATHS)
+    assert torch.equal(FeatureCache(broken_backbone(), tmp_path)(root, PATHS), first)
+
+
+def test_a_digest_is_checked_once(backbone: Backbone, root: Path, tmp_path: Path) -> None:
+    """Where size and time of change are those of a shard that was checked, it is not read to be checked again."""
+    first = FeatureCache(backbone, tmp_path)(root, PATHS)
+    (shard,) = shards(tmp_path)
+    status = shard.stat()
+    data = bytearray(shard.read_bytes())
+    data[8 + int.from_bytes(data[:8], "little") + 3] ^= 1  # of the first feature
+    shard.write_bytes(data)
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again = FeatureCache(broken_backbone(), tmp_path)(root, PATHS)
+    assert torch.equal(again[:, 1:], first[:, 1:]) and not torch.equal(again, first)  # not noticed
+    (shard.parent / "checked").unlink()
+    assert torch.equal(FeatureCache(backbone, tmp_path)(root, PATHS), first)  # noticed
+
+
+def test_a_read_only_cache_is_read(backbone: Backbone, root: Path, tmp_path: Path) -> None:
+    first = FeatureCache(backbone, tmp_path)(root, PATHS)
+    (shard,) = shards(tmp_path)
+    (shard.parent / "checked").unlink()
+    (shard.parent / "checked").mkdir()  # nothing can be written there, whoever asks
     assert torch.equal(FeatureCache(broken_backbone(), tmp_path)(root, PATHS), first)
 
 
@@ -188,6 +217,23 @@ def test_a_view_depends_on_content_and_number_alone(backbone: Backbone, root: Pa
     second = FeatureCache(backbone, tmp_path / "two")(elsewhere, [PATHS[i] for i in order], (3, 1))
     torch.testing.assert_close(second, first[[3, 1]][:, order], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(first[1], first[2])
+
+
+@pytest.mark.parametrize("family", ["CLIP with GELU", "ResNet"])
+def test_rows_are_bit_equal_whoever_computes_them(family: str, root: Path, tmp_path: Path) -> None:
+    """One by one, in another order, with other views beside them: one thread, one batch shape."""
+    backbone = image_backbone()
+    if family == "ResNet":
+        vision = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "image_size": 32}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model: Any = open_clip.CLIP(32, vision, {"width": 32, "heads": 2, "layers": 1})
+        backbone = Backbone(model, open_clip.image_transform(32, is_train=False), backbone.tokenizer)
+    together = FeatureCache(backbone, tmp_path / "together")(root, PATHS, (0, 1, 2))
+    alone = FeatureCache(backbone, tmp_path / "alone")
+    for i in (6, 0, 3):
+        assert torch.equal(alone(root, [PATHS[i]], (2, 0))[:, 0], together[[2, 0], i])
+    assert torch.equal(alone(root, PATHS[::-1], (0, 1)), together[:2].flip(1))
 
 
 def test_unreadable_images_are_one_error(backbone: Backbone, root: Path, tmp_path: Path) -> None:

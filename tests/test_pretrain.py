@@ -56,7 +56,7 @@ def run(*words: object) -> int:
 
 def trained(folder: Path, out: Path, schedule: Schedule) -> dict[str, Any]:
     """Return the tiny model's weights after training."""
-    backbone = load_backbone(str(folder / "tiny.json"))
+    backbone = load_backbone(str(folder / "tiny.json"), "random")
     train(backbone, read_pairs(folder / "pairs"), schedule, 8, out)
     return {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
 
@@ -93,7 +93,7 @@ def test_interrupted_run_ends_with_the_same_weights(folder: Path, tmp_path: Path
     class Interrupted(Exception):
         pass
 
-    backbone = load_backbone(str(folder / "tiny.json"))
+    backbone = load_backbone(str(folder / "tiny.json"), "random")
     calls = 0
     encode_text = backbone.model.encode_text
 
@@ -159,7 +159,7 @@ def test_locked_image_tower_learns_from_cached_features(
         writer.writerows([f"pairs/{i:02d}.png", f"a {list(COLOURS)[i % 8]} square"] for i in range(24))
     options = ["--architecture", folder / "tiny.json", "--epochs", 2, "--batch", 8, "--warmup", 1]
     assert run(folder / "pairs.csv", "--out", tmp_path / "a", "--lock-image", *options) == 0
-    before = load_backbone(str(folder / "tiny.json")).model.state_dict()
+    before = load_backbone(str(folder / "tiny.json"), "random").model.state_dict()
     after = load_file(tmp_path / "a" / "open_clip_model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "text_projection" in changed

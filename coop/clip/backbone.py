@@ -2,12 +2,18 @@
 
 import hashlib
 import json
+import logging
+import urllib.error
+import urllib.request
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import huggingface_hub
 import open_clip
 import torch
 from jaxtyping import Float, UInt8
@@ -17,6 +23,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from coop.clip.encode import PromptEncoder
+from coop.clip.folding import folded_tower
 from coop.clip.lit_lite import lit_lite_files
 from coop.clip.prompts import Row, Tokenizer, Vocabulary, learned_rows, readable_name, template_rows, text_rows
 from coop.clip.towers import TextTower, check_config
@@ -25,6 +32,9 @@ from coop.io import cache_folder
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 LIT_LITE = "lit_lite"
+RANDOM = "random"  # the name of weights that are none
+HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in a repository that names no file
+CONNECT_SECONDS = 5
 TEXTS_AT_ONCE = 4096  # sentences that one encoder holds
 
 
@@ -64,6 +74,7 @@ class Backbone:
         self.logit_scale = float(scale.detach().exp())
         self.logit_bias = 0.0 if bias is None else float(bias.detach())
         self._identity: str | None = None
+        self._folded: nn.Module | None = None
 
     @property
     def identity(self) -> str:
@@ -92,24 +103,52 @@ class Backbone:
         return self.tower.token_embedding.detach()
 
     @torch.no_grad()
-    def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
-        """Return image features, not normalised, in float32."""
-        images = images.to(self.device, self.dtype, non_blocking=True)
-        return self.model.encode_image(images, normalize=False).float()
+    def encode_images(self, images: Float[Tensor, "b 3 h w"], names: Sequence[object] = ()) -> Float[Tensor, "b e"]:
+        """Return image features, not normalised, in float32.
+
+        Raises CoopError for a feature that is not finite or all zero, with the image's name where `names` has it.
+        """
+        tower, images = self._image_tower(images)
+        return self._checked(tower(images).float(), names, "image")
 
     @torch.no_grad()
-    def encode_pre_projection(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p"]:
+    def encode_pre_projection(
+        self, images: Float[Tensor, "b 3 h w"], names: Sequence[object] = ()
+    ) -> Float[Tensor, "b p"]:
         """Return what `projection` maps to image features, in float32: the pooled state after the last norm.
 
         The tower runs with the identity in place of its projection. Raises CoopError if it ends in no projection.
         """
         weight, bias, transposed = self._projection
-        tower = self.model.visual
+        tower, images = self._image_tower(images)
         shape = tower.get_parameter(weight).shape
         identity = torch.eye(shape[1] if transposed else shape[0], device=self.device, dtype=self.dtype)
         replaced = {weight: identity} | ({bias: identity.new_zeros(len(identity))} if bias else {})
+        features = torch.func.functional_call(tower, replaced, (images,)).float()
+        return self._checked(features, names, "image")
+
+    def _image_tower(self, images: Tensor) -> tuple[nn.Module, Tensor]:
+        """Return the tower that computes features, and images as it reads them: in float32 on a CPU a folded copy."""
         images = images.to(self.device, self.dtype, non_blocking=True)
-        return torch.func.functional_call(tower, replaced, (images,)).float()
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return self.model.visual, images
+        if self._folded is None:
+            self._folded = folded_tower(self.model.visual, images[:1])
+        folded = self._folded is not self.model.visual
+        return self._folded, images.contiguous(memory_format=torch.channels_last) if folded else images
+
+    def _checked(self, features: Tensor, names: Sequence[object], kind: str) -> Tensor:
+        """Raise CoopError where a feature is not finite or all zero."""
+        wrong = (~features.isfinite().all(dim=1)) | (features == 0).all(dim=1)
+        if wrong.any():
+            i = int(wrong.nonzero()[0])
+            name = f"'{names[i]}'" if i < len(names) else f"{i + 1} of {len(features)}"
+            fault = "all zero" if features[i].isfinite().all() else "not finite"
+            raise CoopError(
+                f"the feature of {kind} {name} is {fault}: the weights of '{self.architecture}' (pretrained="
+                f"{self.pretrained}) are damaged, or too large for precision={self.precision} (use fp32)"
+            )
+        return features
 
     @property
     def projection(self) -> Projection:
@@ -201,7 +240,7 @@ class Backbone:
         Underscores of class names become spaces unless `underscores` keeps them.
         """
         rows = template_rows(self.vocabulary, template, class_names, self.tower.context_length, underscores)
-        return self.prompt_encoder(rows)()
+        return self._checked(self.prompt_encoder(rows)(), class_names, "class")
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n e"]:
@@ -209,7 +248,8 @@ class Backbone:
         rows = text_rows(self.vocabulary, texts, self.tower.context_length)
         starts = range(0, len(rows), TEXTS_AT_ONCE)
         parts = [self.prompt_encoder(rows[start : start + TEXTS_AT_ONCE])() for start in starts]
-        return torch.cat(parts) if parts else torch.empty(0, self.joint_width, device=self.device)
+        features = torch.cat(parts) if parts else torch.empty(0, self.joint_width, device=self.device)
+        return self._checked(features, texts, "text")
 
     def encode_words(self, words: str) -> tuple[list[int], Float[Tensor, "m d"]]:
         """Return the token ids of `words` and their embeddings in float32. Raises CoopError if there are none."""
@@ -219,32 +259,43 @@ class Backbone:
         return ids, self.token_embedding[ids].float()
 
 
+def check_finite(values: Tensor, message: str) -> Tensor:
+    """Return `values`. Raises CoopError with `message` if one of them is NaN or infinite."""
+    if not values.isfinite().all():
+        raise CoopError(message)
+    return values
+
+
 def load_backbone(
     architecture: str,
     pretrained: str | None = None,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
 ) -> Backbone:
-    """Load an open_clip model by name, with a pretrained tag, a checkpoint file, or (`None`) fixed random weights.
+    """Load an open_clip model by name, with a pretrained tag, a checkpoint file, or `random` for fixed random weights.
 
     `architecture` is one of `open_clip.list_models()`, a JSON config file (the model's configuration, or open_clip's
-    `{"model_cfg": ..., "preprocess_cfg": ...}`), or `lit_lite`, the model that ships with the toolkit.
-    Tags trained with QuickGELU get QuickGELU. Raises CoopError for unknown names, unsupported towers, a device that
-    is not there, and checkpoints of another architecture.
+    `{"model_cfg": ..., "preprocess_cfg": ...}`), or `lit_lite`, the model that ships with the toolkit (the only one
+    that needs no `pretrained`). Tags trained with QuickGELU get QuickGELU. Weights are looked for on this machine
+    first; a download is tried once. Raises CoopError for unknown names, missing weights, unsupported towers, a device
+    that is not there, checkpoints of another architecture, and weights that are not finite or all zero.
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     device = check_device(device)
     name, source, options, overrides = _resolve(architecture, pretrained)
+    if source is not None and not Path(source).is_file():
+        config = _tag_config(name, source)
+        overrides = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
+        source = str(pretrained_file(name, source))
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _quiet():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)  # only random weights use it
             model, preprocess = _create(name, source, str(device), precision, options, overrides)
-    except CoopError:
-        raise
     except Exception as error:
         raise CoopError(_why_not_loaded(architecture, pretrained, error)) from error
+    _check_weights(model, architecture, pretrained)
     try:
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:
@@ -253,6 +304,26 @@ def load_backbone(
             "it comes from the Hugging Face hub; connect once, or choose a model with CLIP's own tokenizer"
         ) from error
     return Backbone(model, preprocess, tokenizer, architecture, pretrained, precision)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep open_clip's messages about random weights, which are asked for by name, off the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _check_weights(model: nn.Module, architecture: str, pretrained: str | None) -> None:
+    source = f"'{architecture}' (pretrained={pretrained})"
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            check_finite(tensor, f"the weights of {source} are damaged: {name} holds NaN or infinite values")
+    if not any(parameter.any() for parameter in model.parameters()):
+        raise CoopError(f"the weights of {source} are all zero: give a checkpoint that holds a trained model")
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -271,6 +342,7 @@ def check_device(device: str | torch.device) -> torch.device:
 def _resolve(architecture: str, pretrained: str | None) -> tuple[str, str | None, dict[str, Any], dict[str, Any]]:
     """Return open_clip's model name, the tag or file, options of its factory, and preprocessing overrides."""
     overrides: dict[str, Any] = {}
+    shown = architecture
     if architecture == LIT_LITE:
         config_file, checkpoint = lit_lite_files(cache_folder())
         architecture, pretrained = str(config_file), pretrained or str(checkpoint)
@@ -279,18 +351,73 @@ def _resolve(architecture: str, pretrained: str | None) -> tuple[str, str | None
     if architecture not in open_clip.list_models():
         raise unknown("architecture", architecture, [LIT_LITE, *open_clip.list_models()])
     check_config(architecture, open_clip.get_model_config(architecture))
-    if pretrained is None or Path(pretrained).is_file():
-        return architecture, pretrained, {}, overrides
+    if pretrained == RANDOM:
+        return architecture, None, {}, overrides
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    plain = architecture.removesuffix("-quickgelu")
-    tags = tags or open_clip.list_pretrained_tags_by_model(plain)
+    tags = tags or open_clip.list_pretrained_tags_by_model(architecture.removesuffix("-quickgelu"))
+    if pretrained is None:
+        some = f"one of its tags ({', '.join(tags[:3])}{', ...' if tags[3:] else ''}), " if tags else ""
+        raise CoopError(
+            f"'{shown}' was asked for without weights: give pretrained {some}a checkpoint file, or pretrained={RANDOM} "
+            "for random weights"
+        )
+    if Path(pretrained).is_file():
+        return architecture, pretrained, {}, overrides
+    if "/" in pretrained or "." in pretrained:
+        raise CoopError(f"pretrained={pretrained}: no such checkpoint file")
+    if not tags:
+        leave = "leave pretrained out" if shown == LIT_LITE else "give a checkpoint file"
+        raise CoopError(f"pretrained={pretrained}: '{shown}' has no pretrained tags; {leave}, or use {RANDOM}")
     if pretrained not in tags:
-        if "/" in pretrained or "." in pretrained:
-            raise CoopError(f"pretrained={pretrained}: no such checkpoint file")
         raise unknown(f"pretrained tag of {architecture}", pretrained, tags)
-    config = open_clip.get_pretrained_cfg(architecture, pretrained) or open_clip.get_pretrained_cfg(plain, pretrained)
-    quick = bool(config.get("quick_gelu")) and not architecture.endswith("-quickgelu")
+    quick = bool(_tag_config(architecture, pretrained).get("quick_gelu")) and not architecture.endswith("-quickgelu")
     return architecture, pretrained, {"force_quick_gelu": quick}, overrides
+
+
+def _tag_config(architecture: str, tag: str) -> dict[str, Any]:
+    plain = architecture.removesuffix("-quickgelu")
+    config: dict[str, Any] = open_clip.get_pretrained_cfg(architecture, tag) or open_clip.get_pretrained_cfg(plain, tag)
+    return config
+
+
+def pretrained_file(architecture: str, tag: str) -> Path:
+    """Return the file with a tag's weights: placed by hand, downloaded earlier, or downloaded now, tried once.
+
+    By hand: COOP_CACHE/weights/ARCHITECTURE-TAG.safetensors (or .bin, .pt). Raises CoopError where it cannot be had.
+    """
+    config = _tag_config(architecture, tag)
+    by_hand = cache_folder() / "weights" / f"{architecture}-{tag}.safetensors"
+    repository, _, filename = str(config.get("hf_hub", "")).rpartition("/")
+    names = [filename.rsplit(".", 1)[0] + ".safetensors", filename] if filename else list(HUB_FILES)
+    url = str(config.get("url", ""))
+    candidates = [by_hand.with_suffix(suffix) for suffix in (".safetensors", ".bin", ".pt")]
+    if repository:
+        found = (huggingface_hub.try_to_load_from_cache(repository, name) for name in names)
+        candidates += [Path(path) for path in found if isinstance(path, str)]
+    if url:
+        candidates.append(Path.home() / ".cache" / "clip" / url.rsplit("/", 1)[1])
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    page = f"{huggingface_hub.constants.ENDPOINT}/{repository}" if repository else url
+    try:
+        _reach(page)
+        return Path(open_clip.download_pretrained(config))
+    except Exception as error:
+        what = f"{names[0]} from {page}" if repository else page
+        raise CoopError(
+            f"the weights '{tag}' of {architecture} are not on this machine and cannot be downloaded "
+            f"({_first_line(error)}): put {what} at {by_hand}, or try backbone={LIT_LITE}, which needs no download"
+        ) from error
+
+
+def _reach(url: str) -> None:
+    """Raise OSError unless a server answers within seconds: the hub's client would try for a minute."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=CONNECT_SECONDS):
+            pass
+    except urllib.error.HTTPError:
+        pass  # it answers; what is missing, the download says
 
 
 def _register(path: Path) -> tuple[str, dict[str, Any]]:
@@ -306,7 +433,9 @@ def _register(path: Path) -> tuple[str, dict[str, Any]]:
     if "embed_dim" not in (model or ()) or not all(isinstance(tower, dict) for tower in towers):
         raise CoopError(f"architecture={path} lacks embed_dim, vision_cfg or text_cfg: it is no open_clip config")
     name = f"{path.stem}-{hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:8]}"
-    open_clip.factory._MODEL_CONFIGS[name] = model
+    with TemporaryDirectory() as folder:  # open_clip reads it once and remembers it
+        (Path(folder) / f"{name}.json").write_text(json.dumps(model), encoding="utf-8")
+        open_clip.add_model_config(Path(folder) / f"{name}.json")
     return name, config.get("preprocess_cfg", {}) if model is not config else {}
 
 

@@ -4,6 +4,7 @@ The annotation files are read where CoOp's split file is missing; each as CoOp's
 """
 
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from coop.data.splits import (
     write_split_file,
 )
 from coop.errors import CoopError
-from coop.io import atomic_write, track
+from coop.io import track
 
 
 def make_split_file(spec: DatasetSpec, folder: Path) -> Path:
@@ -216,8 +217,10 @@ def write_idx_images(folder: Path, images: Path, rows: Mapping[str, Sequence[Row
     wanted = [path for part in rows.values() for path, _, _ in part if not (images / path).exists()]
     for path in track(wanted, "writing images", total=len(wanted)):
         part, _, number = Path(path).stem.partition("_")
-        with atomic_write(images / path) as partial:
-            Image.fromarray(arrays[part][int(number)]).save(partial, format="PNG", optimize=True)
+        place, partial = images / path, (images / path).with_suffix(".partial")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(arrays[part][int(number)]).save(partial, format="PNG", optimize=True)
+        os.replace(partial, place)
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:

@@ -185,9 +185,9 @@ class TrainedMethod(Method):
     def run_training(self, train_set: Samples, val: Samples) -> list[float]:
         """Train with the parts that this method defines; return every step's loss.
 
-        Options without a number of epochs get the protocol's, for as many shots as the largest class has images.
+        Options without a number of epochs or steps get the protocol's, for as many shots as the largest class has.
         """
-        if isinstance(self.options, Training) and self.options.epochs is None:
+        if len(train_set):
             self.options = self.options.resolved(int(train_set.labels.bincount().max()), self.classes.dataset)
         per_epoch = self.steps_per_epoch(train_set)
 

@@ -306,13 +306,12 @@ class Share:
         """Do runs until there is none left that no other process has taken."""
         import torch
 
-        from coop.machine import keep_freed_memory
+        from coop.machine import available_cores, prepare_process
 
-        keep_freed_memory()
+        prepare_process()
         if self.gpus:  # before CUDA starts
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[number]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores = max(1, cores // self.count) if self.here else cores
+        cores = max(1, available_cores() // self.count) if self.here else available_cores()
         torch.set_num_threads(cores)
         jobs = [replace(job, config=replace(job.config, workers=min(job.config.workers, cores))) for job in self.jobs]
         start = len(jobs) * number // self.count  # each at its own place: other datasets, other models

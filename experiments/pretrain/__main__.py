@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from coop.clip.backbone import load_backbone
+from coop.clip.backbone import RANDOM, load_backbone
 from coop.clip.lit_lite import CHECKPOINT_FILE, CONFIG_FILE
 from coop.errors import CoopError
 from experiments.pretrain.loop import DTYPES, Schedule
@@ -89,7 +89,7 @@ def pretrain(args: Namespace) -> int:
         seed=args.seed,
         save_every=args.save_every,
     )
-    backbone = load_backbone(args.architecture, args.pretrained, args.device)
+    backbone = load_backbone(args.architecture, args.pretrained or RANDOM, args.device)
     features = None
     if args.features is not None or args.lock_image:
         path = args.features or args.out / "image_features.safetensors"
