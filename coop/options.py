@@ -574,7 +574,7 @@ class LpPlusPlusOptions(ClassWeightsOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "steps", "alpha_every")
+        check_whole(1, steps=self.steps, alpha_every=self.alpha_every)
         if not 0 <= self.momentum < 1:
             raise CoopError(f"momentum={self.momentum}: give a number from 0 to below 1")
         if self.augment.views not in (0, 1):
@@ -605,8 +605,9 @@ class CrossModalOptions(ClassWeightsOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "steps", "eval_every", "batch_size")
-        check_not_negative(self, "lr", "weight_decay", "warmup_steps", "warmup_lr")
+        check_whole(1, steps=self.steps, eval_every=self.eval_every, batch_size=self.batch_size)
+        check_whole(0, warmup_steps=self.warmup_steps)
+        check_not_negative(self, "lr", "weight_decay", "warmup_lr")
         if self.texts and self.batch_size is not None and self.batch_size % 2:
             raise CoopError(f"batch_size={self.batch_size}: half of a batch is texts, give an even number")
 
@@ -656,7 +657,7 @@ class LinearAdapterOptions(TextOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "steps")
+        check_whole(1, steps=self.steps)
         check_not_negative(self, "lr", "penalty")
         if self.augment.views == "epochs":
             raise CoopError("each step of this method reads one view of all images: give augment.views a number")
@@ -672,14 +673,6 @@ class ProLipOptions(LinearAdapterOptions):
     """As `LinearAdapterOptions`, for the projection itself."""
 
     reads: ClassVar[Tap] = "pre_projection"
-
-
-def check_counts(options: MethodOptions, *names: str) -> None:
-    """Raise CoopError unless these options are whole numbers from 1 on, or None."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise CoopError(f"{name}={value}: give 1 or more")
 
 
 def check_not_negative(options: MethodOptions, *names: str) -> None:

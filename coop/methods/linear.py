@@ -179,7 +179,7 @@ class LpPlusPlus(ClassWeightsMethod):
         self.bias = nn.Parameter(linear(e, c, generator=generator(seed)).bias.detach().to(self.text.device))
         self.alpha = nn.Parameter(self.text.new_zeros(c))
         self.lr, self.lr_alpha = 0.0, 0.0
-        self.best: tuple[float, int, dict[str, Tensor]] = (-1.0, -1, {})  # accuracy, step, parameters
+        self.best: tuple[float, int, dict[str, Tensor]] = (-1.0, -1, {})  # accuracy, step, state
 
     def scores(self, features: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
         """Return the logits, differentiable in W, b and alpha."""
@@ -201,7 +201,8 @@ class LpPlusPlus(ClassWeightsMethod):
 
     @torch.no_grad()
     def start(self, f: Float[Tensor, "n e"], labels: Int[Tensor, " n"]) -> None:
-        """Set W, alpha and both learning rates from unit features."""
+        """Set W, alpha and both learning rates from unit features; forget an earlier training."""
+        self.best, self.alpha.grad = (-1.0, -1, {}), None
         counts = labels.bincount(minlength=len(self.alpha))
         cosines = f @ self.text.T
         of_class = class_means(cosines, labels, len(counts)).diagonal()

@@ -119,13 +119,13 @@ class ProLip(FeatureMap):
 
     def initial(self) -> Float[Tensor, "p e"]:
         """Return the tower's projection."""
-        return self.backbone.projection.weight
+        weight, self.bias = self.backbone.projection
+        return weight
 
     def mapped(self, inputs: Float[Tensor, "b p"]) -> Float[Tensor, "b e"]:
         """Return h A + b."""
-        bias = self.backbone.projection.bias
         x = inputs @ self.map
-        return x if bias is None else x + bias.to(x.device)
+        return x if self.bias is None else x + self.bias
 
 
 class LinearAdapter(FeatureMap):
