@@ -610,6 +610,8 @@ class CrossModalOptions(ClassWeightsOptions):
         check_not_negative(self, "lr", "weight_decay", "warmup_lr")
         if self.texts and self.batch_size is not None and self.batch_size % 2:
             raise CoopError(f"batch_size={self.batch_size}: half of a batch is texts, give an even number")
+        if self.augment.views == "epochs":
+            raise CoopError("method=cross_modal has no epochs: give augment.views a number, or 'mirror'")
 
     @property
     def uses_validation(self) -> bool:

@@ -329,8 +329,8 @@ class CrossModal(ClassWeightsMethod):
     cosine by step. With validation images, the accuracy after steps 0, `eval_every`, ... decides which weights are
     kept, the first of equals, then which setting of the grid of lr, weight_decay and batch_size, in this order; a
     batch_size whose half is not smaller than both sets is left out. Without them all three must be given, and the last
-    step is the result. Departure from the released code: its shell script starts from random weights, the paper's
-    numbers and its evaluation from these.
+    step is the result. Departures from the released code: where no batch_size of the grid fits, the largest that does
+    is taken; its shell script starts from random weights, the README's commands and the evaluation from these.
     """
 
     name = "cross_modal"
@@ -374,28 +374,33 @@ class CrossModal(ClassWeightsMethod):
         return {**notes, **chosen}
 
     def settings(self, train_set: Samples) -> list[Setting]:
-        """Return the settings to try. Raises CoopError where no batch size fits the sample."""
+        """Return the settings to try. Raises CoopError where a given batch size does not fit the sample."""
         n_images, o = len(all_views(train_set)[1]), self.options
         smallest = min(n_images, len(self.prompts)) if o.texts else n_images
         lrs = LRS if o.lr is None else (o.lr,)
         weight_decays = WEIGHT_DECAYS if o.weight_decay is None else (o.weight_decay,)
-        batch_sizes = BATCH_SIZES if o.batch_size is None else (o.batch_size,)
-        fitting = [size for size in batch_sizes if self.part(size) < smallest]
-        if not fitting:
+        batch_sizes = [size for size in BATCH_SIZES if self.part(size) < smallest]
+        largest = (smallest - 1) * (2 if o.texts else 1)
+        if o.batch_size is not None:
+            batch_sizes = [o.batch_size]
+        elif not batch_sizes:
+            batch_sizes = [largest]
+        if not 0 < batch_sizes[0] <= largest:
             prompts = f" and {len(self.prompts)} prompts" if o.texts else ""
             raise CoopError(
-                f"method=cross_modal: batch_size={batch_sizes[0]} is too large for a sample of {n_images} views"
-                f"{prompts}, {self.part(batch_sizes[0])} of which it takes at a time: give a smaller batch_size"
+                f"method=cross_modal: a batch_size of {batch_sizes[0]} does not fit {n_images} views of images{prompts}"
+                f": give {largest} or less, or more shots or templates"
             )
-        return [Setting(*values) for values in product(lrs, weight_decays, fitting)]
+        return [Setting(*values) for values in product(lrs, weight_decays, batch_sizes)]
 
     def part(self, batch_size: int) -> int:
         """Return the number of images in a batch; with texts there are as many prompts."""
         return batch_size // 2 if self.options.texts else batch_size
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW."""
-        return torch.optim.AdamW(self.trainable(), lr=self.setting.lr, weight_decay=self.setting.weight_decay)
+        """Return AdamW; fused, since the steps are many and small."""
+        lr, weight_decay = self.setting.lr, self.setting.weight_decay
+        return torch.optim.AdamW(self.trainable(), lr=lr, weight_decay=weight_decay, fused=True)
 
     def steps_per_epoch(self, train_set: Samples) -> int:
         """Return 1: the length is given in steps."""
