@@ -173,7 +173,6 @@ def test_mistakes_after_the_run(arguments: list[str], tmp_path: Path, capsys: py
         (["words", run, "--metric", "manhattan"], "euclidean"),
         (["words", str(tmp_path / "none")], "none"),
         (["predict", run, str(path), "--classes", "a,b"], "class-specific"),
-        (["predict", run, str(path)], "result.json"),
     ):
         assert main(command) == 2, command
         err = capsys.readouterr().err
