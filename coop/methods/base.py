@@ -55,6 +55,11 @@ class Method(ABC):
         """The backbone's device, where the method computes."""
         return self.backbone.device
 
+    def resolve_options(self, train_set: Samples) -> None:
+        """Complete options that were made by hand; the shots are the number of images of the largest class."""
+        shots = int(train_set.labels.bincount().max()) if len(train_set) else 0
+        self.options = self.options.resolved(shots, self.classes.dataset)
+
     def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Learn from `train`, choosing hyper-parameters on `val` only; return what is worth recording in the result."""
         return {}
@@ -183,12 +188,8 @@ class TrainedMethod(Method):
         return {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]} if losses else {"steps": 0}
 
     def run_training(self, train_set: Samples, val: Samples) -> list[float]:
-        """Train with the parts that this method defines; return every step's loss.
-
-        Options without a number of epochs or steps get the protocol's, for as many shots as the largest class has.
-        """
-        if len(train_set):
-            self.options = self.options.resolved(int(train_set.labels.bincount().max()), self.classes.dataset)
+        """Train with the parts that this method defines; return every step's loss."""
+        self.resolve_options(train_set)
         per_epoch = self.steps_per_epoch(train_set)
 
         def after_step(step: int) -> None:
@@ -212,6 +213,33 @@ class TrainedMethod(Method):
         self.reset_cache()
 
 
+def prompt_features(
+    backbone: Backbone, classes: Classes, template: str | None, underscores: bool = False
+) -> tuple[Float[Tensor, "s e"], Int[Tensor, " s"]]:
+    """Return the features, not normalised, of every prompt that `template` stands for, by class, and their classes.
+
+    These are templates (see `expand_template`), the class's sentences in a file (`file:prompts.json`), or both
+    (`a photo of a {}.+file:prompts.json`; with nothing before the +, the dataset's own template). `underscores` keeps
+    the underscores of class names in templates; else they are spaces.
+    """
+    before, both, path = (template or "").partition(f"+{PROMPT_FILE}")
+    file = PROMPT_FILE + path if both else template if template and template.startswith(PROMPT_FILE) else None
+    each = torch.arange(len(classes.names), device=backbone.device)
+    features, of_class = [], []
+    if both or not file:
+        templates = expand_template((before or None) if both else template, classes.template, classes.dataset)
+        for text in track(templates, "encoding templates", len(templates)):
+            features.append(backbone.encode_template(text, classes.names, underscores))
+            of_class.append(each)
+    if file:
+        sentences = read_prompt_file(file, classes.names)
+        features.append(backbone.encode_texts([text for texts in sentences for text in texts]))
+        numbers = torch.tensor([len(texts) for texts in sentences], device=backbone.device)
+        of_class.append(each.repeat_interleave(numbers))
+    labels, order = torch.cat(of_class).sort(stable=True)
+    return torch.cat(features)[order], labels
+
+
 def text_features(
     backbone: Backbone,
     classes: Classes,
@@ -219,35 +247,16 @@ def text_features(
     average: Average = "unit",
     underscores: bool = False,
 ) -> Float[Tensor, "c e"]:
-    """Return one feature per class: the average over the prompts that `template` stands for.
+    """Return one feature per class: the average over its prompts; see `prompt_features`.
 
-    These are templates (see `expand_template`), the class's sentences in a file (`file:prompts.json`), or both
-    (`a photo of a {}.+file:prompts.json`; with nothing before the +, the dataset's own template).
     Papers average in two ways. "unit": each prompt's feature made unit, their mean made unit again (CLIP, LP++, GDA,
     ProLIP, Tip-Adapter, APE). "raw": the mean of the features as they are, not normalised (TaskRes, CLAP; the
-    cross-modal probe makes this mean unit). `underscores` keeps the underscores of class names (TaskRes, CLAP); else
-    they are spaces.
+    cross-modal probe makes this mean unit). `underscores` keeps the underscores of class names (TaskRes, CLAP).
     """
-    before, both, path = (template or "").partition(f"+{PROMPT_FILE}")
-    file = PROMPT_FILE + path if both else template if template and template.startswith(PROMPT_FILE) else None
-    total = torch.zeros(len(classes.names), backbone.joint_width, device=backbone.device)
-    count = torch.zeros(len(classes.names), 1, device=backbone.device)
-
-    def add(features: Float[Tensor, "n e"], of_class: Int[Tensor, " n"]) -> None:
-        features = F.normalize(features, dim=-1) if average == "unit" else features
-        total.index_add_(0, of_class, features)
-        count.index_add_(0, of_class, count.new_ones(len(features), 1))
-
-    each = torch.arange(len(classes.names), device=backbone.device)
-    if file:
-        sentences = read_prompt_file(file, classes.names)
-        numbers = torch.tensor([len(texts) for texts in sentences], device=backbone.device)
-        add(backbone.encode_texts([text for texts in sentences for text in texts]), each.repeat_interleave(numbers))
-    if both or not file:
-        templates = expand_template((before or None) if both else template, classes.template, classes.dataset)
-        for text in track(templates, "encoding templates", len(templates)):
-            add(backbone.encode_template(text, classes.names, underscores), each)
-    return F.normalize(total, dim=-1) if average == "unit" else total / count
+    features, labels = prompt_features(backbone, classes, template, underscores)
+    features = F.normalize(features, dim=-1) if average == "unit" else features
+    total = features.new_zeros(len(classes.names), features.shape[1]).index_add_(0, labels, features)
+    return F.normalize(total, dim=-1) if average == "unit" else total / labels.bincount()[:, None]
 
 
 @torch.no_grad()
