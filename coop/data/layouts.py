@@ -149,7 +149,7 @@ def _own_split_note(spec: DatasetSpec, folder: Path, content: Content) -> str:
     """Say that the split was made here, how large its parts are, and where an official file comes from."""
     sizes = ", ".join(f"{len(content.part(part))} {part}" for part in PARTS)
     if not spec.official_split:
-        return f"{content.split_source} ({sizes} images)"
+        return f"the split was made here: {sizes} images"
     return (
         f"{spec.official_split.file} is not in {folder}, so the split is our own ({sizes} images) and results are not "
         f"comparable with published ones; the official file: {spec.official_split.url}"
