@@ -3,21 +3,24 @@
 import argparse
 import logging
 import os
+import shutil
 import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import coop
-from coop.errors import CoopError, first_line
+from coop.errors import CoopError, first_line, raise_interruption, unknown
 from coop.machine import prepare_process
 
 if TYPE_CHECKING:
     from coop.data import DatasetSpec
     from coop.learned import Prediction
+    from coop.runs.store import StoredRun
     from coop.runs.study import PlannedRun
 
 Handler = Callable[[argparse.Namespace], int]
@@ -30,30 +33,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     flags = {word for word in words if word in FLAGS}
     try:
-        _set_up_logging("--verbose" in flags)
         args = _parsed(_parser(), [word for word in words if word not in FLAGS])
-        code: int = args.run(args)
+        with _logging("--verbose" in flags):
+            code: int = args.run(args)
         sys.stdout.flush()
         return code
-    except CoopError as error:
-        code, text = 2, str(error)
-    except KeyboardInterrupt:
-        code, text = 130, "interrupted; finished runs are kept, and the same command goes on with the rest"
     except BrokenPipeError:  # `coop table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        code, text = 1, _refusal(error)
-    except MemoryError:
-        code, text = 1, "there is not enough memory"
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = _explained(error)
+        if not text:
             raise
-        code, text = 1, f"there is not enough memory on the GPU: {first_line(error)}"
-    if "--debug" in flags:
-        traceback.print_exc()
-    print(f"coop: {' '.join(text.split())}", file=sys.stderr)
-    return code
+        if "--debug" in flags:
+            traceback.print_exc()
+        print(f"coop: {' '.join(text.split())}", file=sys.stderr)
+        return code
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """Return the exit code of an error and its sentence; none for an error of our own code."""
+    try:
+        raise_interruption(error)
+    except KeyboardInterrupt:
+        return 130, "interrupted; finished runs are kept, and the same command goes on with the rest"
+    if isinstance(error, CoopError):
+        return 2, str(error)
+    if isinstance(error, OSError):
+        return 1, _refusal(error)
+    if isinstance(error, MemoryError):
+        return 1, "there is not enough memory"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        return 1, f"there is not enough memory on the GPU: {first_line(error)}"
+    return 1, ""
 
 
 def _refusal(error: OSError) -> str:
@@ -62,16 +74,26 @@ def _refusal(error: OSError) -> str:
     return f"{error.strerror or first_line(error)}{': ' if places else ''}{' -> '.join(places)}"
 
 
-def _set_up_logging(verbose: bool) -> None:
+@contextmanager
+def _logging(verbose: bool) -> Iterator[None]:
     """Log to standard error: our own warnings; with `verbose` everything, libraries' warnings among it."""
-    logging.captureWarnings(True)
-    if not sys.warnoptions:
-        warnings.simplefilter("default" if verbose else "ignore")
-    handler = logging.StreamHandler()
+    handler, root = logging.StreamHandler(), logging.getLogger()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     if not verbose:
         handler.addFilter(lambda record: record.name.startswith("coop") and record.levelno >= logging.WARNING)
-    logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING, force=True)
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if verbose else logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("default" if verbose else "ignore")
+            logging.captureWarnings(True)
+            yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        root.setLevel(level)
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -299,7 +321,8 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = _command(commands, "table", "the table of finished runs, with the difference to zero-shot", _table)
-    command.add_argument("results", nargs="?", type=Path, default=Path("results"), help="folder of runs (results)")
+    command.add_argument("place", nargs="?", type=Path, metavar="RESULTS", help="folder of runs (results)")
+    command.add_argument("--results", type=Path, help="the same")
     command.add_argument("--rows", type=_names, help="keys, e.g. dataset,method,n_ctx (default: all that differ)")
     command.add_argument("--columns", type=_names, help="keys (default: shots)")
     command.add_argument("--value", default="accuracy", help="accuracy, macro_f1, ece or mean_confidence")
@@ -309,15 +332,28 @@ def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _table(args: argparse.Namespace) -> int:
-    from coop.report.render import render
-    from coop.report.table import make_table, select, with_difference
-    from coop.runs.store import read_results
+    from coop.report.frame import measured, select, with_difference
+    from coop.report.tables import FORMATS, make_table, render
+    from coop.runs.store import stored_runs
 
-    frame = select(with_difference(read_results(args.results), args.value), args.where)
-    table = make_table(frame, args.rows, args.columns, args.value)
-    width = os.get_terminal_size().columns if sys.stdout.isatty() and not args.output else None
-    _put(render(table, args.format, width), args.output)
+    if args.format not in FORMATS:
+        raise unknown("format", args.format, FORMATS)
+    if args.place and args.results and args.place != args.results:
+        raise CoopError(f"{args.place} and --results {args.results} name two folders: give one")
+    results = args.place or args.results or Path("results")
+    runs = stored_runs(results)
+    _warn_damaged(runs)
+    frame = select(with_difference(measured(runs, results), args.value), args.where)
+    grid = make_table(frame, args.rows, args.columns, args.value)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() and not args.output else None
+    _put(render(grid, args.format, width), args.output)
     return 0
+
+
+def _warn_damaged(runs: "Sequence[StoredRun]") -> None:
+    for run in runs:
+        if run.state == "damaged":
+            print(f"coop: left out as damaged: {run.folder}: {run.error}", file=sys.stderr)
 
 
 def _add_words(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -341,16 +377,23 @@ def _words(args: argparse.Namespace) -> int:
 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = _command(commands, "report", "a study's tables, figures and page, from the runs that are there", _report)
-    command.add_argument("name", metavar="STUDY", help="e.g. few_shot")
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what it was run with; results=FOLDER")
+    text = "tables, figures and page of a study, or of a results folder, from the runs that are there"
+    command = _command(commands, "report", text, _report)
+    command.add_argument("name", metavar="STUDY", help="e.g. few_shot; or a folder of runs")
+    command.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="what it was run with; results=FOLDER; of a folder: which runs",
+    )
     command.add_argument("--output", type=Path, help="folder for the report (reports/STUDY)")
+    command.add_argument("--unverified", action="store_true", help="also published numbers that nobody has checked")
 
 
 def _report(args: argparse.Namespace) -> int:
-    from coop.report.command import report_command
+    from coop.report.build import report_command
 
-    page, *files = report_command(args.name, args.overrides, args.output)
+    page, *files = report_command(args.name, args.overrides, args.output, args.unverified)
     print(page)
     for folder in dict.fromkeys(path.parent for path in files):
         print(f"{folder}: {', '.join(path.name for path in files if path.parent == folder)}")
@@ -372,7 +415,6 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _predict(args: argparse.Namespace) -> int:
     """Classify every image that can be read; return 1 where one could not."""
-    from coop.errors import unknown
     from coop.learned import Classifier, image_files
 
     if args.format not in ("text", "json", "csv"):
@@ -582,12 +624,14 @@ def _data_check(args: argparse.Namespace) -> int:
 def _data_prepare(args: argparse.Namespace) -> int:
     """Fetch a dataset as far as possible; 1 if something is left to do."""
     from coop.data.prepare import prepare
+    from coop.data.spec import prepare_command
 
     spec = _dataset_spec(args)
-    if not spec.directory:
+    if not spec.directory and spec.reader != "hub":
         raise CoopError(f"dataset '{spec.name}' is your own: there is nothing to fetch")
     done = prepare(spec, args.data_root, print)
-    print(f"ready: 'coop data check {spec.name}' counts it" if done else "not complete yet")
+    check = prepare_command(spec).replace("prepare", "check", 1)
+    print(f"ready: '{check}' counts it" if done else "not complete yet")
     return 0 if done else 1
 
 

@@ -8,9 +8,11 @@ A key is a group (`dataset=dtd`, `backbone=rn50`, `method=coop`, `protocol=base_
 import inspect
 import json
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,8 @@ def _run_config(values: Mapping[str, Any]) -> RunConfig:
     dataset = dataset_config(values)
     if settings.precision not in PRECISIONS:
         raise unknown("precision", settings.precision, PRECISIONS)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", settings.device):
+        raise CoopError(f"device={_short(settings.device)}: give auto, cpu, cuda or cuda:NUMBER")
     if settings.validation not in VALIDATIONS:
         raise unknown("validation", settings.validation, VALIDATIONS)
     workers = settings.workers
@@ -168,7 +172,9 @@ def check_keys(keys: Iterable[str]) -> None:
             if rest not in ("name", "targets"):
                 raise unknown("key of protocol", rest, ("name", "targets"))
         elif head not in options and (rest or head not in _SETTINGS | GROUPS.keys()):
-            raise unknown("key", key, [*GROUPS, *_SETTINGS, *options])
+            close = get_close_matches(key, [*GROUPS, *_SETTINGS, *options], n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise CoopError(f"unknown key {_short(key)}: {hint}All keys: coop run --help-keys")
 
 
 def unused_keys(values: Mapping[str, Any]) -> dict[str, str]:

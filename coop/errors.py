@@ -26,3 +26,16 @@ def first_line(error: BaseException) -> str:
     """Return what an error of a library says, on one line and not longer than an error may be."""
     text = " ".join(str(error).strip().split("\n", 1)[0].split()) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def raise_interruption(error: BaseException) -> None:
+    """Raise KeyboardInterrupt if one is what led to `error`.
+
+    A library whose clean-up fails when it is interrupted raises that failure instead (OmegaConf does).
+    """
+    chain: list[BaseException | None] = [error]
+    for one in chain:
+        if isinstance(one, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        if one is not None:
+            chain += [other for other in (one.__cause__, one.__context__) if other not in chain]

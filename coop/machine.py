@@ -9,12 +9,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def prepare_process() -> None:
-    """Set up threads and memory for tensors on a CPU. Call it before torch is imported: OpenMP reads its variables once.
+    """Set up threads and memory for tensors on a CPU. Call it before torch is imported: OpenMP reads these only once.
 
     `OMP_WAIT_POLICY=passive`: idle OpenMP threads sleep. They spin by default, which makes the small steps of
-    few-shot training many times slower as soon as anything else uses a core. `OMP_NUM_THREADS`: the cores that this process may
-    use (of its affinity and of its container's quota, where torch would count all). What the user has set stays.
-    Numbers in docs/performance.md.
+    few-shot training many times slower as soon as anything else uses a core. `OMP_NUM_THREADS`: the cores that this
+    process may use (of its affinity and of its container's quota, where torch would count all). What the user has
+    set stays. Numbers: docs/performance.md.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))

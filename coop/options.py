@@ -119,7 +119,8 @@ def protocol_epochs(shots: int | str, dataset: str) -> int:
 
 @dataclass(frozen=True)
 class ZeroShotOptions(MethodOptions):
-    """`template`: None (the dataset's), `imagenet7`, `imagenet80`, or a text with {}."""
+    """`template`: None (the dataset's), an ensemble (imagenet7, imagenet8, imagenet80), a text with {}, or a file's
+    sentences for each class (`file:prompts.json`; `+file:prompts.json` after a template adds them to it)."""
 
     trains: ClassVar[bool] = False
     template: str | None = None
@@ -311,10 +312,11 @@ def check_pair(alpha: float | None, beta: float | None, prefix: str = "") -> Non
 class TrainedCacheOptions(CacheOptions, Training):
     """What the trained forms of the caches share; `epochs=None` is the method's own number.
 
-    `train_alpha` and `train_beta` hold while the method is trained; None takes those that the untrained cache finds
-    on validation. `keep`: the result is the `last` epoch, or the `best` on validation, there with the better of both
-    pairs alpha, beta. With `augment.views=epochs` the first `key_views` random views make the keys, and each epoch has
-    a view of its own after them. AdamW has no `momentum`, and there is no warm-up unless `warmup_epochs` asks for one.
+    `train_alpha` and `train_beta` hold while the method is trained; None takes those of the untrained cache: `alpha`
+    and `beta`, or what its search on validation finds. `keep`: the result is the `last` epoch, or the `best` on
+    validation, there with the better of both pairs alpha, beta. With `augment.views=epochs` the first `key_views`
+    random views make the keys, and each epoch has a view of its own after them. AdamW has no `momentum`, and there is
+    no warm-up unless `warmup_epochs` asks for one.
     """
 
     lr: float = 0.001
@@ -342,7 +344,7 @@ class TrainedCacheOptions(CacheOptions, Training):
     @property
     def uses_validation(self) -> bool:
         """Whether something is left to search for, or an epoch to choose."""
-        return self.alpha is None or self.train_alpha is None or self.keep == "best"
+        return self.alpha is None or self.keep == "best"
 
     @property
     def n_views(self) -> int:
@@ -1088,8 +1090,8 @@ def from_mapping(kind: type[AnyType], values: Mapping[str, Any], where: str = ""
         except OmegaConfBaseException as error:
             key = ".".join(part for part in (where, str(getattr(error, "full_key", "") or "")) if part)
             raise CoopError(f"{key}: {first_line(error)}" if key else first_line(error)) from error
-    parsed: AnyType = _parsed[known]
-    return parsed
+    found: AnyType = _parsed[known]
+    return found
 
 
 def method_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from coop.clip.backbone import Backbone, load_backbone
-from coop.clip.encode import PromptEncoder
+from coop.clip.encode_full import FullEncoder
 from coop.machine import keep_freed_memory
 from coop.methods.base import Classes
 from coop.methods.cocoop import CoCoOp, CoCoOpOptions
@@ -46,17 +46,9 @@ class Row:
     extrapolated: bool = False
 
 
-class PlainEncoder(PromptEncoder):
-    """Every class's whole padded sequence, for every context."""
-
-    def __init__(self, backbone: Backbone, rows: Sequence[tuple[int, ...]]) -> None:
-        self.tower = backbone.tower
-        self.full_chunks = self._pack_full(rows, backbone.vocabulary.pad, budget=2**60)
-
-    def __call__(self, context: Tensor | None = None) -> Tensor:
-        """Return unnormalised class features (b, c, e) for one context per image (b, k, d)."""
-        assert context is not None
-        return self.tower.project(self._full_states(context))
+def plain_encoder(backbone: Backbone, rows: Sequence[tuple[int, ...]]) -> FullEncoder:
+    """Return the encoder of every class's whole padded sequence, for every context."""
+    return FullEncoder(backbone.tower, rows, backbone.vocabulary.pad, budget=2**60)
 
 
 def measure(classes: Sequence[int] = (100, 1000), threads: int = 2, repeats: int = 5) -> list[Row]:
@@ -83,7 +75,7 @@ def _measure_one(way: str, classes: int, threads: int, repeats: int) -> Row:
     names = Classes(tuple(open_clip.IMAGENET_CLASSNAMES[:classes]))
     method = CoCoOp(backbone, names, CoCoOpOptions())
     if way == "plain":
-        method.learner.encoder = PlainEncoder(backbone, backbone.learned_rows(names.names, 4, "end", False))
+        method.learner.encoder = plain_encoder(backbone, backbone.learned_rows(names.names, 4, "end", False))
     image = torch.randn(1, backbone.joint_width, generator=torch.Generator().manual_seed(0))
     label = torch.zeros(1, dtype=torch.long)
     kept = _Kept(backbone)

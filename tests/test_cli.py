@@ -90,8 +90,8 @@ def test_a_failing_run_stops_no_other(arguments: list[str], tmp_path: Path, caps
     out = capsys.readouterr().out
     assert "1 done, 1 failed" in out
     (failure,) = tmp_path.rglob("failure.json")
-    told = json.loads(failure.read_text())
-    assert "blue car" in told["error"] and "24" in told["error"] and told["traceback"] is None
+    named = json.loads(failure.read_text())
+    assert "blue car" in named["error"] and "24" in named["error"] and named["traceback"] is None
     assert len(results_of(tmp_path)) == 1
 
 
@@ -118,7 +118,7 @@ def test_base_to_new(arguments: list[str], tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "named"),
     [
         (["dataset=eurosta"], ["eurosta", "eurosat"]),
         (["method=cop"], ["cop", "coop"]),
@@ -131,7 +131,7 @@ def test_base_to_new(arguments: list[str], tmp_path: Path, capsys: pytest.Captur
         (["precision=fp8"], ["fp8", "fp32"]),
         (["device=cuda:99"], ["cuda:99"]),
         (["augment.views=-1"], ["augment.views=-1"]),
-        (["method=zero_shot", "template=a photo"], ["a photo", "{}"]),
+        (["kg_weight=1"], ["kg_weight", "kgcoop"]),
         (["backbone.architecture=RN5"], ["RN5", "RN50"]),
         (["backbone.architecture=RN50", "backbone.pretrained=opnai"], ["opnai", "openai"]),
         (["backbone.architecture=RN50"], ["RN50"]),
@@ -145,14 +145,14 @@ def test_base_to_new(arguments: list[str], tmp_path: Path, capsys: pytest.Captur
 def test_a_mistake_is_one_sentence(
     arguments: list[str],
     changes: Sequence[str],
-    told: Sequence[str],
+    named: Sequence[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["run", *arguments, *changes]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("coop: ") and len(err.strip().splitlines()) == 1 and "Traceback" not in err
-    assert all(word in err for word in told), err
+    assert all(word in err for word in named), err
     assert not results_of(tmp_path)
 
 

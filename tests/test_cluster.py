@@ -9,22 +9,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 from safetensors import safe_open
 
 from coop.cli import main
-from coop.runs.claims import ATTEMPT, Claims
-from coop.runs.grid import register_datasets
-from coop.runs.launch import Share
-from coop.runs.store import FAILURE, RESULT, flat
+from coop.runs.key import flat
+from coop.runs.store import FAILURE, RESULT
+from coop.runs.workers import ATTEMPT, RunLocks, Share
 from tests.small_place import make_place, words_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +54,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def found(results: Path) -> dict[str, dict[str, Any]]:
     """Return what was found by all runs under a folder; floats depend on which images were encoded together."""
     read = {str(path.parent.relative_to(results)): json.loads(path.read_text()) for path in results.rglob(RESULT)}
-    kept = ("identity", "targets", "fit", "weights")
+    kept = ("key", "targets", "fit", "weights")
     return {name: flat({key: result[key] for key in kept}) for name, result in read.items()}
 
 
@@ -225,25 +221,12 @@ def test_slurm_is_asked_for_jobs_of_one_gpu(
     assert len(done) == 2 and set(done.values()) == {1}
 
 
-@pytest.fixture
-def in_process_one() -> Iterator[None]:
-    """Make this process the second of a launch, as Hydra tells a job which one it is."""
-    before, threads = HydraConfig.instance().cfg, torch.get_num_threads()
-    register_datasets()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", ["dataset=folder", "+hydra.job.num=1"], return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    yield
-    HydraConfig.instance().cfg = before
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize(("gpus", "seen"), [(("4", "GPU-7"), "GPU-7"), ((), "untouched")])
-def test_each_process_has_its_own_gpu(
-    gpus: tuple[str, ...], seen: str, in_process_one: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_process_has_its_own_gpu(gpus: tuple[str, ...], seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "untouched")
-    Share((), Claims([]), 2, True, gpus)(OmegaConf.create())
+    threads = torch.get_num_threads()
+    Share((), RunLocks([]), 2, True, gpus)(1)
+    torch.set_num_threads(threads)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
@@ -254,6 +237,11 @@ def test_each_process_has_its_own_gpu(
         (["-m", "hydra/launcher=local_gpus", "jobs=0", "device=cpu"], "jobs=0"),
         (["-m", "hydra/launcher=slurm", "hydra.launcher.partitoin=gpu"], "partitoin"),
         (["-m", "hydra/launcher=slurn"], "slurm"),
+        (["-m", "hydra/launcher=joblib"], "local_gpus"),
+        (["-m", "hydra/sweeper=optuna"], "hydra/sweeper"),
+        (["-m", "hydra.launcher.partition=gpu"], "hydra/launcher=slurm"),
+        (["-m", "hydra/launcher=local_gpus", "hydra.launcher.partition=gpu"], "partition"),
+        (["-m", "hydra/launcher=slurm", "hydra.launcher.timeout_min=soon"], "timeout_min"),
         (["-m", "jobs=2"], "hydra/launcher=local_gpus"),
         (["hydra/launcher=local_gpus", "jobs=2"], "coop run -m"),
     ],
@@ -271,7 +259,7 @@ def test_without_the_extra(place: Path, tmp_path: Path) -> None:
     words = ["run", "-m", *words_for(place, tmp_path / "results"), "hydra/launcher="]
     code = f"""
 import sys
-sys.modules["submitit"] = sys.modules["hydra_plugins"] = None
+sys.modules["submitit"] = None
 from coop.cli import main
 sys.exit(min(main({words[:-1]} + [{words[-1]!r} + name]) for name in ("slurm", "local_gpus")))
 """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from coop.clip.backbone import Backbone
-from coop.clip.encode import PromptEncoder
+from coop.clip.encode_full import prompt_encoder
 from coop.errors import CoopError
 from coop.methods.coop import PromptLearner
 from tests.small_towers import FAMILIES, NAMES, plain_features, small_backbone
@@ -40,9 +40,9 @@ def with_gradient(features: Tensor, ctx: Tensor) -> tuple[Tensor, Tensor]:
 
 def encoder(
     backbone: Backbone, m: int, position: str, names: tuple[str, ...] = NAMES, csc: bool = False, **budget: int
-) -> PromptEncoder:
+) -> Any:
     rows = backbone.learned_rows(names, m, position, csc)
-    return PromptEncoder(backbone.tower, rows, backbone.vocabulary.pad, **budget)
+    return prompt_encoder(backbone.tower, rows, backbone.vocabulary.pad, **budget)
 
 
 def compare(backbone: Backbone, m: int, position: str, csc: bool, tolerance: float = 1e-5, **budget: int) -> None:

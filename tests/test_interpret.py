@@ -3,20 +3,24 @@
 import csv
 import io
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from coop.clip.backbone import Backbone
-from coop.clip.words import nearest_words
+from coop.clip.backbone import Backbone, load_backbone
+from coop.clip.words import find_word_table, nearest_words
 from coop.errors import CoopError
 from coop.learned import Learned
 from coop.methods.base import Classes
 from coop.methods.coop import CoOp, CoOpOptions
 from coop.report.words import render_words
+from tests.small_place import CONFIG
 
 TOKENIZER = open_clip.SimpleTokenizer()
 
@@ -81,6 +85,22 @@ def test_mistakes(tiny_backbone: Backbone, vectors: torch.Tensor) -> None:
     siglip = Backbone(tiny_backbone.model, tiny_backbone.preprocess, lambda t, **k: TOKENIZER(t, **k), "other")
     with pytest.raises(CoopError, match="words of a function cannot be listed"):
         nearest_words(vectors, siglip)
+
+
+def test_embeddings_are_found_without_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a safetensors checkpoint was loaded; not when the file has changed since."""
+    monkeypatch.setenv("COOP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "tiny.json").write_text(json.dumps(CONFIG))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_file(open_clip.CLIP(**CONFIG).state_dict(), tmp_path / "tiny.safetensors")
+    backbone = load_backbone(str(tmp_path / "tiny.json"), str(tmp_path / "tiny.safetensors"))
+    assert find_word_table(backbone.identity) is not None
+    vectors = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    table = find_word_table(backbone.identity)
+    assert table is not None and nearest_words(vectors.numpy(), table) == nearest_words(vectors, backbone)
+    os.utime(tmp_path / "tiny.safetensors")
+    assert find_word_table(backbone.identity) is None and find_word_table("other") is None
 
 
 def test_class_specific_contexts_are_told_by_class(tiny_backbone: Backbone) -> None:

@@ -1,6 +1,8 @@
-"""Tip-Adapter and Tip-Adapter-F against the paper's equation and a nested-loop search."""
+"""Tip-Adapter, APE and their trained forms against the papers' equations and nested-loop searches."""
 
 import itertools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +14,8 @@ from coop.errors import CoopError
 from coop.features import Samples
 from coop.methods import tip_adapter
 from coop.methods.base import Classes
-from coop.methods.tip_adapter import TipAdapter, TipAdapterF
-from coop.options import Augment, TipAdapterFOptions, TipAdapterOptions
+from coop.methods.tip_adapter import Ape, ApeT, TipAdapter, TipAdapterF
+from coop.options import ApeOptions, ApeTOptions, Augment, TipAdapterFOptions, TipAdapterOptions
 from tests.methods_plain import CLASSES, NAMES, hand_written, sample
 
 
@@ -104,7 +106,7 @@ def test_the_last_short_batch_is_trained_on(tiny_backbone: Backbone) -> None:
     assert method.fit(data, data)["steps"] == 2 * 4  # 15 images: three batches of 4 and one of 3
 
 
-@pytest.mark.parametrize("kind", [TipAdapter, TipAdapterF])
+@pytest.mark.parametrize("kind", [TipAdapter, TipAdapterF, Ape, ApeT])
 def test_saves_and_loads_but_does_not_move(tiny_backbone: Backbone, kind: type[TipAdapter]) -> None:
     data = sample(tiny_backbone, shots=2, views=2)
     method, again = (kind(tiny_backbone, CLASSES, kind.Options()) for _ in range(2))
@@ -117,6 +119,177 @@ def test_saves_and_loads_but_does_not_move(tiny_backbone: Backbone, kind: type[T
         kind(tiny_backbone, Classes(("river", "abbey")), kind.Options()).load_state(method.state())
 
 
+def released_search(
+    prompts: Tensor, affinity: Tensor, values: Tensor, labels: Tensor, grid: list[list[float]], weights: Tensor
+) -> tuple[float, ...]:
+    """The released loops: beta, alpha, gamma; a setting is taken where it is strictly better. `weights` are D."""
+    best, found = -1, (0.0, 0.0, 0.0)
+    for beta, alpha, gamma in itertools.product(*grid):
+        cached = torch.exp(-(beta - beta * affinity)) @ (values * torch.exp(gamma * weights)[:, None])
+        hits = int(((prompts + alpha * cached).argmax(dim=1) == labels).sum())
+        if hits > best:
+            best, found = hits, (alpha, beta, gamma)
+    return found
+
+
+def released_grid(scale: list[float], step: list[int]) -> list[list[float]]:
+    low = [0.1, 0.1, 0.0]
+    return [[i * (scale[j] - low[j]) / step[j] + low[j] for i in range(step[j])] for j in range(len(scale))]
+
+
+def test_the_released_setting(tiny_backbone: Backbone) -> None:
+    """By hand: keys from the first ten views, an epoch's own view after them, the epoch best on validation."""
+    epochs = 4
+    options = TipAdapterFOptions(setting="released", lr=0.1, epochs=epochs).resolved(4, "oxford_flowers")
+    assert (options.train_alpha, options.train_beta, options.keep) == (10.0, 1.0, "best")
+    assert (options.search_scale, options.search_step) == ([50.0, 50.0], [200, 20])
+    assert options.augment.views == "epochs" and options.augment.scale == 0.5 and options.n_views == 10 + epochs
+    options = replace(options, train_alpha=5.0, search_scale=[9.0, 5.0], search_step=[6, 5])
+    random = sample(tiny_backbone, 3, options.n_views, seed=1, spread=3.0)
+    train, val = replace(random, fresh=True), sample(tiny_backbone, 6, seed=51, spread=3.0)
+    method = TipAdapterF(tiny_backbone, CLASSES, options)
+    notes = method.fit(train, val)
+
+    keys = nn.Parameter(F.normalize(train.views[:10].mean(dim=0), dim=1))
+    optimizer = torch.optim.AdamW([keys], lr=0.1, eps=1e-4, weight_decay=0.01)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    accuracies, kept = [], []
+    for epoch in range(epochs):
+        loss = F.cross_entropy(
+            plain(tiny_backbone, train.views[10 + epoch], keys, train.labels, 5.0, 1.0), train.labels
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        found = plain(tiny_backbone, val.test_view, keys.detach(), train.labels, 5.0, 1.0).argmax(dim=1)
+        accuracies.append(float((found == val.labels).float().mean()))
+        kept.append(keys.detach().clone())
+    best = accuracies.index(max(accuracies))
+    assert len(set(accuracies)) > 1 and best != epochs - 1  # so that the last epoch would be another answer
+    assert notes["best_epoch"] == best and notes["best_epoch_accuracy"] == pytest.approx(accuracies[best])
+    torch.testing.assert_close(method.keys.detach(), kept[best], rtol=1e-3, atol=1e-4)
+    f, one_hot = F.normalize(val.test_view, dim=1), F.one_hot(train.labels).float()
+    alpha, beta, _ = released_search(
+        tiny_backbone.logit_scale * f @ hand_written(tiny_backbone).T, f @ kept[best].T, one_hot, val.labels,
+        [*released_grid([9.0, 5.0], [6, 5]), [0.0]], torch.zeros(len(train)),
+    )  # fmt: skip
+    searched = plain(tiny_backbone, val.test_view, kept[best], train.labels, alpha, beta).argmax(dim=1)
+    better = float((searched == val.labels).float().mean()) >= accuracies[best]
+    assert (notes["alpha"], notes["beta"]) == pytest.approx((alpha, beta) if better else (5.0, 1.0))
+
+
+def test_the_released_setting_knows_eleven_datasets() -> None:
+    assert TipAdapterFOptions(setting="released").resolved(16, "eurosat").epochs == 100
+    assert TipAdapterFOptions(setting="released").resolved(16, "dtd").epochs == 20
+    assert TipAdapterFOptions().resolved(16, "eurosat").epochs == 20
+    assert TipAdapterOptions(setting="released").resolved(16, "dtd").search_scale == [13.0, 13.0]
+    with pytest.raises(CoopError, match="eleven datasets, not my_own: give search_scale, search_step"):
+        TipAdapterOptions(setting="released").resolved(16, "my_own")
+    own = TipAdapterOptions(setting="released", search_scale=[3.0, 3.0], search_step=[5, 5])
+    assert own.resolved(16, "my_own") == own
+
+
+@pytest.mark.parametrize("options, uses", [
+    (TipAdapterOptions(), True), (TipAdapterOptions(alpha=1.0, beta=1.0), False),
+    (TipAdapterFOptions(), True), (TipAdapterFOptions(alpha=1.0, beta=1.0), False),
+    (TipAdapterFOptions(train_alpha=1.0, train_beta=1.0), True),
+    (TipAdapterFOptions(alpha=1.0, beta=1.0, train_alpha=1.0, train_beta=1.0), False),
+    (TipAdapterFOptions(alpha=1.0, beta=1.0, train_alpha=1.0, train_beta=1.0, keep="best"), True),
+    (TipAdapterFOptions(alpha=1.0, beta=1.0, train_alpha=1.0, train_beta=1.0, setting="released"), True),
+    (ApeOptions(), True), (ApeOptions(alpha=1.0, beta=1.0, gamma=0.1), False), (ApeTOptions(), True),
+])  # fmt: skip
+def test_validation_is_used_where_something_is_chosen(
+    tiny_backbone: Backbone, options: TipAdapterOptions, uses: bool
+) -> None:
+    """A method that says that it needs no validation images is fitted without them; the others refuse."""
+    assert options.uses_validation == uses
+    kinds = {TipAdapterOptions: TipAdapter, TipAdapterFOptions: TipAdapterF, ApeOptions: Ape, ApeTOptions: ApeT}
+    given = replace(options, search_scale=[5.0, 5.0], search_step=[4, 4]) if "setting" in vars(options) else options
+    method = kinds[type(options)](tiny_backbone, replace(CLASSES, dataset="dtd"), given)
+    train, none = sample(tiny_backbone, shots=2, views=12), sample(tiny_backbone, shots=0)
+    if uses:
+        with pytest.raises(CoopError, match="validation images"):
+            method.fit(train, none)
+    else:
+        method.fit(train, none)
+
+
+def ape_plain(backbone: Backbone, train: Samples, w0: float, w1: float, q: int, keys_too: bool) -> list[int]:
+    """The criterion in loops: pairs of members of different classes, and the variance over the prompts."""
+    text, keys = hand_written(backbone), keys_of(train)
+    members = [(c, text[c]) for c in range(len(NAMES))]
+    members += [(int(label), key) for label, key in zip(train.labels, keys, strict=True)] if keys_too else []
+    products = [a * b for (i, a), (j, b) in itertools.product(members, members) if i != j]
+    similarity = sum(products) / len(products)  # type: ignore[operator]
+    criterion = -w0 * similarity + w1 * text.var(dim=0)
+    return sorted(range(len(criterion)), key=lambda j: -float(criterion[j]))[:q]
+
+
+def test_ape(tiny_backbone: Backbone) -> None:
+    train, val = sample(tiny_backbone, 3, 4, seed=1, spread=2.0), sample(tiny_backbone, 6, seed=2, spread=3.0)
+    options = ApeOptions(
+        channels=0.5, similarity_weight=0.7, variance_weight=0.3, search_scale=[7.0, 5.0, 1.0], search_step=[5, 4, 3]
+    )
+    method = Ape(tiny_backbone, CLASSES, options)
+    notes = method.fit(train, val)
+    chosen = ape_plain(tiny_backbone, train, 0.7, 0.3, 16, True)
+    assert method.channels.tolist() == chosen != ape_plain(tiny_backbone, train, 0.7, 0.3, 16, False)
+    f, keys, text = F.normalize(val.test_view, dim=1), keys_of(train), hand_written(tiny_backbone)
+    g, k, u = (F.normalize(x[:, chosen], dim=1) for x in (f, keys, text))
+    p = (k @ u.T).softmax(dim=1)
+    y = F.one_hot(train.labels).double()
+    divergence = torch.tensor([
+        sum(float(y[i, c]) * math.log2((float(y[i, c]) + 1e-6) / (float(p[i, c]) + 1e-6)) for c in range(len(NAMES)))
+        for i in range(len(train))
+    ])  # fmt: skip
+    prompts = tiny_backbone.logit_scale * f @ text.T
+    grid = released_grid([7.0, 5.0, 1.0], [5, 4, 3])
+    expected = released_search(prompts, g @ k.T, y.float(), val.labels, grid, divergence)
+    assert (notes["alpha"], notes["beta"], notes["gamma"]) == pytest.approx(expected)
+    assert notes["tried"] == 60
+    alpha, beta, gamma = expected
+    cached = torch.exp(-beta * (1 - g @ k.T)) @ (y.float() * torch.exp(gamma * divergence)[:, None])
+    torch.testing.assert_close(method.logits(val.test_view), prompts + alpha * cached, rtol=1e-4, atol=1e-4)
+
+
+def test_ape_trained(tiny_backbone: Backbone) -> None:
+    """Full batches against the equation with autograd, for classes of unequal numbers of shots."""
+    whole = sample(tiny_backbone, shots=3, views=2, spread=2.0)
+    some = torch.arange(len(whole)) != 4
+    train = Samples(whole.labels[some], whole.test_view[some], whole.views[:, some])
+    pair = {"train_alpha": 2.0, "train_beta": 3.0, "alpha": 2.0, "beta": 3.0}
+    options = ApeTOptions(epochs=4, lr=0.05, channels=0.25, augment=Augment(0), **pair)  # type: ignore[arg-type]
+    no_views = replace(train, views=train.views[:0])
+    method = ApeT(tiny_backbone, CLASSES, options)
+    notes = method.fit(no_views, sample(tiny_backbone, shots=0))
+    text, f = hand_written(tiny_backbone), F.normalize(train.test_view, dim=1)
+    chosen = ape_plain(tiny_backbone, train, 0.2, 0.8, 8, False)
+    r, v = nn.Parameter(torch.zeros(len(NAMES), 8)), nn.Parameter(torch.ones(len(train)))
+
+    def logits(x: Tensor) -> Tensor:
+        spread = torch.zeros(len(NAMES), 32)
+        spread[:, chosen] = r
+        keys = f + spread[train.labels]
+        cached = torch.exp(-3.0 * (1 - x @ keys.T)) @ (v[:, None] * F.one_hot(train.labels))
+        return tiny_backbone.logit_scale * x @ (text + spread).T + 2.0 * cached
+
+    optimizer = torch.optim.AdamW([r, v], lr=0.05, eps=1e-3, weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+    for step in range(4):
+        loss = F.cross_entropy(logits(f), train.labels)
+        if step == 0:
+            assert notes["first_loss"] == pytest.approx(loss.item(), rel=1e-4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    assert r.detach().abs().max() > 1e-2 and (v.detach() - 1).abs().max() > 1e-2
+    torch.testing.assert_close(method.state()["residual"], r.detach(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(method.state()["value_weights"], v.detach(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(method.logits(train.test_view), logits(f).detach(), rtol=1e-3, atol=1e-2)
+
+
 def test_refusals(tiny_backbone: Backbone) -> None:
     with pytest.raises(CoopError, match="give both"):
         TipAdapterOptions(alpha=1.0)
@@ -124,5 +297,15 @@ def test_refusals(tiny_backbone: Backbone) -> None:
         TipAdapterFOptions(alpha=1.0, beta=-1.0)
     with pytest.raises(CoopError, match="has no epochs"):
         TipAdapterOptions(augment=Augment("epochs"))
+    with pytest.raises(CoopError, match="search_scale and search_step"):
+        TipAdapterOptions(search_scale=[7.0, 3.0])
+    with pytest.raises(CoopError, match="give 3 numbers"):
+        ApeOptions(search_scale=[7.0, 3.0], search_step=[2, 2])
+    with pytest.raises(CoopError, match="channels=0"):
+        ApeOptions(channels=0.0)
+    with pytest.raises(CoopError, match="alpha, beta and gamma"):
+        ApeOptions(alpha=1.0, beta=1.0)
+    with pytest.raises(CoopError, match="unknown setting"):
+        TipAdapterOptions(setting="publised")
     with pytest.raises(CoopError, match="needs validation images"):
         TipAdapter(tiny_backbone, CLASSES, TipAdapterOptions()).fit(sample(tiny_backbone, 1), sample(tiny_backbone, 0))

@@ -3,13 +3,13 @@
 import torch
 
 from coop.clip.backbone import Backbone
-from experiments.speed_cocoop import PlainEncoder, Row, _extrapolated, report
+from experiments.speed_cocoop import Row, _extrapolated, plain_encoder, report
 from tests.methods_plain import NAMES, with_context
 
 
 def test_the_plain_way_is_the_whole_tower(tiny_backbone: Backbone) -> None:
     contexts = torch.randn(2, 4, tiny_backbone.width, generator=torch.Generator().manual_seed(0))
-    plain = PlainEncoder(tiny_backbone, tiny_backbone.learned_rows(NAMES, 4, "end", False))
+    plain = plain_encoder(tiny_backbone, tiny_backbone.learned_rows(NAMES, 4, "end", False))
     ours = torch.nn.functional.normalize(plain(contexts), dim=-1)
     theirs = torch.stack([with_context(tiny_backbone, ctx) for ctx in contexts])
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -22,11 +22,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
 
-from coop.clip.encode import PromptEncoder
+from coop.clip.encode import TextEncoder
+from coop.clip.encode_full import prompt_encoder
 from coop.clip.folding import folded_tower
 from coop.clip.lit_lite import lit_lite_files
 from coop.clip.prompts import Row, Tokenizer, Vocabulary, learned_rows, readable_name, template_rows, text_rows
 from coop.clip.towers import TextTower, check_config
+from coop.clip.words import remember_embeddings
 from coop.errors import CoopError, unknown
 from coop.io import cache_folder
 
@@ -73,6 +75,7 @@ class Backbone:
         scale, bias = self.model.logit_scale, getattr(self.model, "logit_bias", None)
         self.logit_scale = float(scale.detach().exp())
         self.logit_bias = 0.0 if bias is None else float(bias.detach())
+        self.weights_file: Path | None = None  # where `load_backbone` found them
         self._identity: str | None = None
         self._folded: nn.Module | None = None
 
@@ -85,6 +88,8 @@ class Backbone:
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
             self._identity = digest.hexdigest()[:16]
+            if self.weights_file is not None:
+                remember_embeddings(self, self.weights_file)
         return self._identity
 
     @property
@@ -220,9 +225,9 @@ class Backbone:
         height, width = self.preprocess(Image.new("RGB", (8, 8))).shape[-2:]
         return height, width
 
-    def prompt_encoder(self, rows: Sequence[Row]) -> PromptEncoder:
+    def prompt_encoder(self, rows: Sequence[Row]) -> TextEncoder:
         """Return the class features of prompts as a function of their context."""
-        return PromptEncoder(self.tower, rows, self.vocabulary.pad)
+        return prompt_encoder(self.tower, rows, self.vocabulary.pad)
 
     def learned_rows(
         self, class_names: Sequence[str], n_ctx: int, ctx_position: str, class_specific: bool
@@ -303,7 +308,9 @@ def load_backbone(
             f"the tokenizer of '{architecture}' could not be loaded ({_first_line(error)}): "
             "it comes from the Hugging Face hub; connect once, or choose a model with CLIP's own tokenizer"
         ) from error
-    return Backbone(model, preprocess, tokenizer, architecture, pretrained, precision)
+    backbone = Backbone(model, preprocess, tokenizer, architecture, pretrained, precision)
+    backbone.weights_file = Path(source) if source is not None else None
+    return backbone
 
 
 @contextmanager

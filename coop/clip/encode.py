@@ -11,14 +11,17 @@ Under a causal mask a token's state depends only on what stands before it. So
 A leading axis of contexts (one per image, as CoCoOp needs) is carried through everything; CoOp's is of size 1.
 Activations that exceed a budget are kept in part only and recomputed in the backward pass: as many contexts as fit are
 run together, or, where the classes alone are too many, one context and a chunk of classes.
+
+Towers without a causal mask run full sequences: `coop.clip.encode_full`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -44,55 +47,44 @@ class _Chunk:
     last: Tensor  # (c,) which of `ends` is each class's EOT
 
 
-@dataclass(frozen=True)
-class _FullChunk:
-    """Some classes as padded sequences, for towers whose tokens look at everything."""
+@runtime_checkable
+class TextEncoder(Protocol):
+    """What both encoders of prompts are: class features as a function of the context.
 
-    base: Tensor  # (c * l, d), as in _Chunk
-    ctx_rows: Tensor
-    ctx_slots: Tensor
-    ids: Tensor  # (c, l) token ids, with a stand-in where the context goes
-    pooled: Tensor  # (c,) position whose state is the class's
-
-
-class PromptEncoder:
-    """The class features of fixed prompts as a function of the context.
-
-    `rows` are prompts as `coop.clip.prompts` makes them. `budget` is in bytes (on a GPU a third of what is free there).
     `tokens` is the number of token states that one call computes per context.
     """
 
-    def __init__(self, tower: TextTower, rows: Sequence[Row], pad: int = 0, budget: int | None = None) -> None:
-        self.tower = tower
-        budget = _budget(tower.device) if budget is None else budget
-        if tower.shares_prefixes:
-            self.limit = max(budget // (12 * tower.width * tower.layers * 4), 1)  # token states whose activations fit
-            self.shared = shared_length(rows)
-            order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-            self.order = torch.tensor(order).argsort().to(tower.device)
-            self.chunks = self._pack([rows[i] for i in order])
-            self.tokens = sum(len(chunk.base) for chunk in self.chunks)
-        else:
-            self.full_chunks = self._pack_full(rows, pad, budget)
-            self.tokens = sum(chunk.ids.numel() for chunk in self.full_chunks)
+    tokens: int
 
     def __call__(self, context: Float[Tensor, "*b k d"] | None = None) -> Float[Tensor, "*b c e"]:
         """Return unnormalised class features, in float32, for a context table (k, d) or one per image (b, k, d)."""
-        batched = context is not None and context.ndim == 3
-        if context is None:
-            context = self.tower.token_embedding.new_zeros(1, 0, self.tower.width, dtype=torch.float32)
-        elif not batched:
-            context = context[None]
-        states = self._shared_states(context) if self.tower.shares_prefixes else self._full_states(context)
+        ...
+
+
+class PromptEncoder:
+    """The class features of fixed prompts by a tower that shares prefixes, as a function of the context.
+
+    `rows` are prompts as `coop.clip.prompts` makes them. `budget` is in bytes (on a GPU a third of what is free there).
+    """
+
+    def __init__(self, tower: TextTower, rows: Sequence[Row], budget: int | None = None) -> None:
+        self.tower = tower
+        budget = activation_budget(tower.device) if budget is None else budget
+        self.limit = max(budget // (12 * tower.width * tower.layers * 4), 1)  # token states whose activations fit
+        self.shared = shared_length(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        self.order = torch.tensor(order).argsort().to(tower.device)
+        self.chunks = self._pack([rows[i] for i in order])
+        self.tokens = sum(len(chunk.base) for chunk in self.chunks)
+
+    def __call__(self, context: Float[Tensor, "*b k d"] | None = None) -> Float[Tensor, "*b c e"]:
+        """Return unnormalised class features, in float32, for a context table (k, d) or one per image (b, k, d)."""
+        tables = context_tables(self.tower, context)
+        together = tables.split(max(self.limit // self.tokens, 1))
+        recompute = len(together) * len(self.chunks) > 1 and tables.requires_grad and torch.is_grad_enabled()
+        states = torch.cat([self._states(contexts, recompute) for contexts in together])[:, self.order]
         features = self.tower.project(states)
-        return features if batched else features[0]
-
-    # shared prefixes
-
-    def _shared_states(self, context: Float[Tensor, "b k d"]) -> Float[Tensor, "b c d"]:
-        together = context.split(max(self.limit // self.tokens, 1))
-        recompute = len(together) * len(self.chunks) > 1 and context.requires_grad and torch.is_grad_enabled()
-        return torch.cat([self._states(contexts, recompute) for contexts in together])[:, self.order]
+        return features if context is not None and context.ndim == 3 else features[0]
 
     def _states(self, context: Float[Tensor, "b k d"], recompute: bool) -> Float[Tensor, "b c d"]:
         """Run all chunks, the first of which computes the shared prefix of the others; classes in packed order."""
@@ -197,7 +189,7 @@ class PromptEncoder:
             mask[number, 0, range(at, size), range(seen + at, seen + size)] = True  # padding sees itself
             slots += [0] * (size - at)
             positions += [0] * (size - at)
-        base, ctx_rows, ctx_slots = self._base(torch.tensor(slots), torch.tensor(positions))
+        base, ctx_rows, ctx_slots = embedded_slots(self.tower, torch.tensor(slots), torch.tensor(positions))
         ends_mask = mask.gather(2, ends[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
         starts = prefix + torch.arange(len(blocks))[:, None] * size
         tensors = (mask, (starts + ends).flatten(), ends_mask, torch.tensor(last))
@@ -213,55 +205,28 @@ class PromptEncoder:
 
         return min((size for size in (*BLOCK_SIZES, total) if longest <= size <= max(total, longest)), key=cost)
 
-    def _base(self, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return frozen embeddings (t, d) in float32 with gaps for the context, the gaps' rows, and their slots."""
-        tower = self.tower
-        is_ctx = slots < 0
-        ids, positions = slots.clamp(min=0).to(tower.device), positions.to(tower.device)
-        tokens = tower.token_embedding.detach()[ids].float()
-        tokens[is_ctx.to(tower.device)] = 0
-        base = tokens + tower.positional_embedding.detach()[positions].float()
-        return base, is_ctx.nonzero()[:, 0].to(tower.device), (-1 - slots[is_ctx]).to(tower.device)
 
-    # full sequences, for towers without a causal mask
-
-    def _pack_full(self, rows: Sequence[Row], pad: int, budget: int) -> list[_FullChunk]:
-        """Pad rows to the tower's length and split them into chunks whose activations (18 widths a token) fit."""
-        tower, length = self.tower, self.tower.context_length
-        per_class = 18 * tower.width * tower.layers * 4 * length
-        size = max(budget // per_class, 1)
-        stand_in = next(i for i in (0, 1, 2) if i != pad)  # any token but padding: masks and pooling look at ids
-        chunks = []
-        for start in range(0, len(rows), size):
-            some = rows[start : start + size]
-            slots = torch.tensor([list(row) + [pad] * (length - len(row)) for row in some])
-            ends = {"last": [length - 1] * len(some), "first": [0] * len(some)}.get(
-                tower.pool, [len(row) - 1 for row in some]
-            )
-            ids = torch.where(slots < 0, stand_in, slots).to(tower.device)
-            base = self._base(slots.flatten(), torch.arange(length).repeat(len(some)))
-            chunks.append(_FullChunk(*base, ids, torch.tensor(ends, device=tower.device)))
-        return chunks
-
-    def _full_states(self, context: Float[Tensor, "b k d"]) -> Float[Tensor, "b c d"]:
-        recompute = len(self.full_chunks) * len(context) > 1 and context.requires_grad and torch.is_grad_enabled()
-        states = []
-        for table in context.float():
-            runs = [
-                checkpoint(self._run_full, chunk, table, use_reentrant=False)
-                if recompute
-                else self._run_full(chunk, table)
-                for chunk in self.full_chunks
-            ]
-            states.append(torch.cat(runs))
-        return torch.stack(states)
-
-    def _run_full(self, chunk: _FullChunk, table: Float[Tensor, "k d"]) -> Float[Tensor, "c d"]:
-        x = chunk.base.index_add(0, chunk.ctx_rows, table[chunk.ctx_slots])
-        return self.tower.run_full(x.view(*chunk.ids.shape, -1), chunk.ids, chunk.pooled)
+def context_tables(tower: TextTower, context: Float[Tensor, "*b k d"] | None) -> Float[Tensor, "b k d"]:
+    """Return the context with a leading axis of images; (1, 0, d) where there is none."""
+    if context is None:
+        return tower.token_embedding.new_zeros(1, 0, tower.width, dtype=torch.float32)
+    return context if context.ndim == 3 else context[None]
 
 
-def _budget(device: torch.device) -> int:
+def embedded_slots(tower: TextTower, slots: Int[Tensor, " t"], positions: Int[Tensor, " t"]) -> tuple[
+    Float[Tensor, "t d"], Int[Tensor, " k"], Int[Tensor, " k"]
+]:  # fmt: skip
+    """Return frozen embeddings in float32 with gaps for the context, the gaps' rows, and their slots."""
+    is_ctx = slots < 0
+    ids, positions = slots.clamp(min=0).to(tower.device), positions.to(tower.device)
+    tokens = tower.token_embedding.detach()[ids].float()
+    tokens[is_ctx.to(tower.device)] = 0
+    base = tokens + tower.positional_embedding.detach()[positions].float()
+    return base, is_ctx.nonzero()[:, 0].to(tower.device), (-1 - slots[is_ctx]).to(tower.device)
+
+
+def activation_budget(device: torch.device) -> int:
+    """Return how many bytes may be kept for the backward pass before recomputation begins."""
     return torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else ACTIVATION_BUDGET
 
 

@@ -15,6 +15,7 @@ from coop.errors import CoopError
 from coop.io import track
 
 AT_ONCE = 4096
+GIVEN_BY = {"csv": "dataset.file=CSV", "hub": "dataset.source=torchvision:NAME"}
 
 
 @dataclass
@@ -52,7 +53,7 @@ def class_counts(dataset: Dataset) -> list[tuple[int, str, int, int, int]]:
 def state(spec: DatasetSpec, data_root: Path) -> list[str]:
     """Return a line about a dataset: name, classes, how many of its images are there, split, licence, folder."""
     if not spec.directory:
-        return [spec.name, "", "yours", "", "", "dataset.file=CSV" if spec.reader == "csv" else "dataset.root=FOLDER"]
+        return [spec.name, "", "yours", "", "", GIVEN_BY.get(spec.reader, "dataset.root=FOLDER")]
     folder, sample, classes = dataset_folder(spec, data_root), None, str(spec.expected.classes or "")
     if not folder.is_dir():
         sample = bundled_sample(spec)

@@ -29,7 +29,7 @@ from coop.data.dataset import (
     shortened,
 )
 from coop.data.images import SUFFIXES, unpacked_images
-from coop.data.spec import DatasetSpec, dataset_folder, parse_description
+from coop.data.spec import DatasetSpec, dataset_folder, parse_description, prepare_command
 from coop.data.splits import (
     CARVED_RULE,
     THREE_WAY_RULE,
@@ -118,14 +118,14 @@ def _existing_folders(spec: DatasetSpec, data_root: Path) -> tuple[Path, Path]:
     if not folder.is_dir() and sample:
         folder = sample
     if not folder.is_dir():
-        remedy = f"run 'coop data prepare {spec.name}' or give " if spec.directory else "correct "
+        remedy = f"run '{prepare_command(spec)}' or give " if spec.directory else "correct "
         raise CoopError(f"dataset '{spec.name}' is not there: no folder {folder}; {remedy}dataset.root=FOLDER")
     root = folder / spec.images
     archive = root.with_name(f"{root.name}.zip") if spec.images != "." else None
     if archive and not root.is_dir() and archive.is_file():
         return folder, unpacked_images(archive)
     if not root.is_dir():
-        remedy = f"run 'coop data prepare {spec.name}' to see what belongs there"
+        remedy = f"run '{prepare_command(spec)}' to see what belongs there"
         raise CoopError(f"dataset '{spec.name}' has no image folder {root}: {remedy}")
     return folder, root
 
@@ -140,7 +140,7 @@ def _read_official_only(spec: DatasetSpec, folder: Path, root: Path) -> Content:
     """Refuse a dataset that needs a split file, and say how to get one."""
     assert spec.official_split is not None
     raise CoopError(
-        f"dataset '{spec.name}' has no {spec.official_split.file} in {folder}: run 'coop data prepare {spec.name}', "
+        f"dataset '{spec.name}' has no {spec.official_split.file} in {folder}: run '{prepare_command(spec)}', "
         "which fetches it, or makes a split of the official annotation files if they are there"
     )
 
@@ -281,19 +281,16 @@ def _list(root: Path, below: str, folders: Sequence[str]) -> tuple[bytes, np.nda
 
 def _image_names(folder: Path) -> list[str]:
     """Return the images in a folder and in folders inside it, sorted; links to folders inside are not followed."""
-
-    def refused(error: OSError) -> None:
-        raise error
-
-    names = []
     try:
-        for place, inside, files in os.walk(folder, onerror=refused):
-            inside[:] = [name for name in inside if name[0] != "." and name not in JUNK]
-            prefix = "" if place == str(folder) else f"{os.path.relpath(place, folder)}/"
-            names += [prefix + name for name in files if name.lower().endswith(SUFFIXES) and name[0] != "."]
+        names = os.listdir(folder)
     except OSError as error:
-        raise CoopError(f"cannot list {error.filename or folder}: {error.strerror}") from error
-    return sorted(names)
+        raise CoopError(f"cannot list {folder}: {error.strerror}") from error
+    found = [name for name in names if name.lower().endswith(SUFFIXES) and name[0] != "."]
+    for name in set(names).difference(found, JUNK):
+        inside = folder / name
+        if name[0] != "." and inside.is_dir() and not inside.is_symlink():
+            found += [f"{name}/{image}" for image in _image_names(inside)]
+    return sorted(found)
 
 
 def _load_listing(kept: Path, stamps: np.ndarray) -> tuple[bytes, np.ndarray] | None:
@@ -608,6 +605,7 @@ READERS: Mapping[
     str, Callable[[DatasetSpec, Path, Path], Content]
 ] = {  # given the dataset's folder and its image folder
     "split_file": _read_official_only,
+    "hub": _read_official_only,
     "class_folders": read_class_folders,
     "folder": read_folder,
     "csv": read_csv,

@@ -34,7 +34,9 @@ from rich.progress import (
 
 from coop.data.convert import make_split_file, unpack_idx
 from coop.data.dataset import path_fault, reason, shortened
+from coop.data.hub import export
 from coop.data.spec import DatasetSpec, Download, dataset_folder
+from coop.data.splits import find_split_file
 from coop.errors import CoopError
 
 WORK = ".prepare"  # folder in the dataset's own, so that renaming never crosses a file system
@@ -73,6 +75,8 @@ def prepare(spec: DatasetSpec, data_root: Path, say: Callable[[str], None]) -> b
                 say(f"{own.name}: made of the annotation files, for as long as the official split file is missing")
             except CoopError as error:
                 say(f"no own split either: {error}")
+        if spec.reader == "hub" and find_split_file(spec, folder) is None:
+            say(f"{export(spec, folder).name}: written, with the images in {spec.images}")
     done = is_complete(spec, folder)
     if spec.manual and not done:
         say(f"By hand, in {folder}: {spec.manual}")

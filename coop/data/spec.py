@@ -1,6 +1,7 @@
 """What a dataset's description says: one YAML file per dataset in `datasets/`, typed here."""
 
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from coop.data.dataset import CONTROL, reason, shortened
 from coop.errors import CoopError, unknown
 from coop.io import resource_folder
 
+HUBS = ("torchvision", "huggingface")
 LAYOUTS = ("auto", "flat", "parts")
 
 
@@ -72,7 +74,7 @@ class DatasetSpec:
     manual: str = ""  # what to do by hand, in words
     idx: str | None = None  # folder of four IDX files (MNIST's format) that become the images and the split file
     idx_classes: list[str] = field(default_factory=list)  # their class names, in the order of the labels
-    source: str = ""  # where it comes from: a web page
+    source: str = ""  # where it comes from: a web page; of dataset=hub, torchvision:NAME or huggingface:ORG/NAME
     licence: str = ""
     size: str = ""
     # the user's, on the command line
@@ -104,6 +106,13 @@ def parse_description(mapping: Mapping[str, Any]) -> DatasetSpec:
         raise CoopError(f"dataset.template={shortened(spec.template)}: give one line that contains {{}} once")
     if spec.layout not in LAYOUTS:
         raise unknown("dataset.layout", spec.layout, LAYOUTS)
+    if spec.reader == "hub" and spec.source:
+        library, _, name = spec.source.partition(":")
+        plain = re.sub("[^A-Za-z0-9._-]+", "-", name).strip("-.")
+        if library not in HUBS or not plain:
+            raise CoopError(f"dataset.source={shortened(spec.source)}: give torchvision:NAME or huggingface:ORG/NAME")
+        spec.directory = f"hub/{library}-{plain}"
+        spec.name = plain if spec.name == "hub" else spec.name
     place = spec.file if spec.reader == "csv" else spec.root
     if spec.name == spec.reader and place:
         path = Path(os.path.abspath(os.path.expanduser(place)))
@@ -147,10 +156,17 @@ def describe_folder(path: str | Path, taken: Collection[str] = (), **overrides: 
     return load_description("folder", **{"root": str(place), "name": name, **overrides})
 
 
+def prepare_command(spec: DatasetSpec) -> str:
+    """Return the command that gets the dataset."""
+    return f"coop data prepare {f'hub dataset.source={spec.source}' if spec.reader == 'hub' else spec.name}"
+
+
 def dataset_folder(spec: DatasetSpec, data_root: Path) -> Path:
     """Return where the dataset lies: `root` if given, else its directory below `data_root`."""
     if spec.root:
         return Path(os.path.expanduser(spec.root))
+    if not spec.directory and spec.reader == "hub":
+        raise CoopError("dataset=hub needs dataset.source=torchvision:NAME or huggingface:ORG/NAME")
     if not spec.directory:
         raise CoopError(f"dataset={spec.name} needs dataset.root=FOLDER: where your images are")
     return Path(os.path.expanduser(data_root)) / spec.directory

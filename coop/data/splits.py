@@ -225,7 +225,7 @@ def find_split_file(spec: DatasetSpec, folder: Path) -> tuple[Path, str] | None:
     if official and official.is_file():
         return official, split_source(spec, official)
     prepared = folder / prepared_split_file(spec)
-    if spec.annotations and prepared.is_file():
+    if (spec.annotations or spec.reader == "hub") and prepared.is_file():
         return prepared, own_split(annotation_rule(spec), spec.split_seed)
     return None
 
@@ -246,7 +246,9 @@ def prepared_split_file(spec: DatasetSpec) -> str:
 
 
 def annotation_rule(spec: DatasetSpec) -> str:
-    """Return the original's rule for a dataset's annotation files: only the flowers' official parts are not used."""
+    """Return the rule for what a dataset's annotation files lack: only the flowers' official parts are not used."""
+    if spec.reader == "hub":
+        return f"what {spec.source} lacks of train, val and test"
     return THREE_WAY_RULE if spec.annotations == "flowers" else CARVED_RULE
 
 

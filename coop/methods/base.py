@@ -55,6 +55,11 @@ class Method(ABC):
         """The backbone's device, where the method computes."""
         return self.backbone.device
 
+    def resolve_options(self, train_set: Samples) -> None:
+        """Complete options that were made by hand; the shots are the number of images of the largest class."""
+        shots = int(train_set.labels.bincount().max()) if len(train_set) else 0
+        self.options = self.options.resolved(shots, self.classes.dataset)
+
     def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Learn from `train`, choosing hyper-parameters on `val` only; return what is worth recording in the result."""
         return {}
@@ -183,12 +188,8 @@ class TrainedMethod(Method):
         return {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]} if losses else {"steps": 0}
 
     def run_training(self, train_set: Samples, val: Samples) -> list[float]:
-        """Train with the parts that this method defines; return every step's loss.
-
-        Options without a number of epochs or steps get the protocol's, for as many shots as the largest class has.
-        """
-        if len(train_set):
-            self.options = self.options.resolved(int(train_set.labels.bincount().max()), self.classes.dataset)
+        """Train with the parts that this method defines; return every step's loss."""
+        self.resolve_options(train_set)
         per_epoch = self.steps_per_epoch(train_set)
 
         def after_step(step: int) -> None:

@@ -63,6 +63,7 @@ class TipAdapter(Method):
 
     def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Fill the cache and choose alpha and beta."""
+        self.resolve_options(train)
         self.fill_cache(train)
         return self.choose(val)
 
@@ -166,6 +167,7 @@ class TrainedCache(TipAdapter, TrainedMethod):
 
     def fit(self, train: Samples, val: Samples) -> dict[str, Any]:
         """Fill the cache, train, then choose alpha and beta."""
+        self.resolve_options(train)
         o = self.options
         if o.keep == "best" and not len(val):
             raise CoopError("keep=best chooses the epoch on validation images, and there are none: use keep=last")

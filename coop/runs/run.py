@@ -25,7 +25,7 @@ from coop.data.dataset import EMPTY, Dataset, Split
 from coop.data.few_shot import few_shot, few_shot_notes
 from coop.data.images import check_images
 from coop.data.splits import read_sample_file, write_sample_file
-from coop.errors import CoopError
+from coop.errors import CoopError, raise_interruption
 from coop.evaluate import evaluate, predictions
 from coop.features import FeatureCache, Rows
 from coop.io import write_text
@@ -72,6 +72,7 @@ class Resources(Datasets):
             try:
                 loaded = load_backbone(model.architecture, model.pretrained, config.device, config.precision)
             except CoopError as error:
+                raise_interruption(error)
                 self._refused[wanted] = error
                 raise
             self._backbone = (wanted, loaded, FeatureCache(loaded, config.cache, config.workers))
@@ -170,6 +171,7 @@ def recording_failure(folder: Path, key: RunKey) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
+        raise_interruption(error)
         write_failure(folder, key, error, None if isinstance(error, CoopError) else traceback.format_exc())
         raise
 

@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from coop.config import RunConfig
-from coop.errors import CoopError, first_line, unknown
+from coop.errors import CoopError, first_line, raise_interruption, unknown
 from coop.io import progress_display, remove_temporary_files, track, write_text
 from coop.options import from_mapping
 from coop.runs.grid import parsed_value
@@ -475,6 +475,7 @@ def _checked_jobs(configs: Sequence[RunConfig], resources: Resources) -> tuple[l
             folder = prepare(config, resources).folder
             jobs.setdefault(folder, Job(config, folder))
         except CoopError as error:
+            raise_interruption(error)
             lacking.setdefault(config.dataset.name, []).append(str(error))
     return list(jobs.values()), lacking
 

@@ -1,0 +1,108 @@
+"""Writing files: whole or not at all, through links, to devices and pipes, and what the system refuses."""
+
+import errno
+import os
+import stat
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from coop.cli import main
+from coop.errors import CoopError
+from coop.io import STALE_SECONDS, atomic_write, track, write_text
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    write_text(path, "first")
+    with pytest.raises(ValueError), atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise ValueError
+    assert path.read_text() == "first" and os.listdir(path.parent) == ["file.txt"]
+
+
+def test_permissions_are_the_umask_s_whoever_writes(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / "tensors") as temporary:
+            save_file({"a": np.zeros(2)}, temporary)  # makes a file of its own, for its owner alone
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "tensors").stat().st_mode) == 0o640
+    assert load_file(tmp_path / "tensors")["a"].tolist() == [0, 0]
+
+
+def test_a_symbolic_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("old")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "there" / "file")
+    write_text(link, "new")
+    assert link.is_symlink() and (tmp_path / "there" / "file").read_text() == "new"
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "there" / "later")
+    write_text(dangling, "made")
+    assert dangling.is_symlink() and (tmp_path / "there" / "later").read_text() == "made"
+
+
+def test_devices_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    write_text(Path("/dev/null"), "gone")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    pipe, received = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
+    reader.start()
+    write_text(pipe, "through the pipe")
+    reader.join(timeout=30)
+    assert received == ["through the pipe"] and stat.S_ISFIFO(pipe.stat().st_mode)
+    with pytest.raises(CoopError, match="folder"):
+        write_text(tmp_path, "text")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_device_is_the_system_s_refusal() -> None:
+    with pytest.raises(OSError) as caught:
+        write_text(Path("/dev/full"), "text")
+    assert caught.value.errno == errno.ENOSPC
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
+def test_a_library_s_full_disk_is_an_os_error(tmp_path: Path) -> None:
+    """As safetensors words it; a disk cannot be filled here."""
+    with pytest.raises(OSError) as caught, atomic_write(tmp_path / "file"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert caught.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+
+
+def test_what_killed_writers_left_goes_after_an_hour(tmp_path: Path) -> None:
+    old, fresh, other = (tmp_path / name for name in (".f.0a1b2c3d.tmp", ".f.1a1b2c3d.tmp", ".g.0a1b2c3d.tmp"))
+    for path in (old, fresh, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (time.time() - STALE_SECONDS - 60,) * 2)
+    write_text(tmp_path / "f", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"f", fresh.name, other.name}
+
+
+def test_without_a_terminal_progress_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("coop.io.PROGRESS_SECONDS", 0.05)
+    for _ in track(range(3), "encoding", 3):
+        time.sleep(0.06)
+    assert "encoding: 1 of 3" in capsys.readouterr().err
+
+
+def test_refusals_of_the_system_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 1, not 2; --debug, before or after the command, shows the traceback."""
+    (tmp_path / "file").write_text("")
+    words = ["run", "dataset=fashion_mnist", "method=zero_shot", f"results={tmp_path / 'file' / 'results'}"]
+    for command, shown in ((words, False), (["--debug", *words], True), ([*words, "--debug"], True)):
+        assert main(command) == 1
+        err = capsys.readouterr().err
+        assert err.splitlines()[-1].startswith("coop: ") and str(tmp_path / "file") in err
+        assert ("Traceback" in err) is shown and (shown or len(err.splitlines()) == 1)
