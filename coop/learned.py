@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from coop.clip.backbone import PRECISIONS, Backbone, load_backbone
+from coop.clip.words import LEARNED_FILE
 from coop.data import open_rgb
 from coop.data.images import SUFFIXES
 from coop.errors import CoopError, unknown
@@ -31,7 +32,7 @@ from coop.methods.coop import CoOp, PromptLearner
 from coop.methods.prompt_ensemble import PromptEnsemble
 from coop.options import CoOpOptions, MethodOptions, method_options
 
-FILE = "learned.safetensors"
+FILE = LEARNED_FILE
 FORMAT = "1"
 BATCH = 16  # images that are decoded and classified at once
 ImageLike = Path | str | Image.Image | np.ndarray | Tensor
