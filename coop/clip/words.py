@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -18,9 +18,6 @@ from safetensors import SafetensorError, safe_open
 
 from coop.errors import CoopError, unknown
 from coop.io import atomic_write, cache_folder, read_json, write_json
-
-if TYPE_CHECKING:
-    from coop.clip.backbone import Backbone
 
 METRICS = ("euclidean", "cosine")
 EMBEDDINGS = ("token_embedding.weight", "text.token_embedding.weight")  # in open_clip's checkpoints
@@ -38,6 +35,23 @@ class Word:
     distance: float
 
 
+@runtime_checkable
+class EmbeddingSource(Protocol):
+    """What words are read from, of a `Backbone`: its token embeddings (vocabulary, d), tokenizer and names."""
+
+    architecture: str
+    precision: str
+    tokenizer: Any
+
+    @property
+    def identity(self) -> str:
+        """The digest of the weights."""
+
+    @property
+    def token_embedding(self) -> Any:
+        """The table of token embeddings, a tensor."""
+
+
 @dataclass(frozen=True)
 class WordTable:
     """A model's token embeddings, and {token id: (text, whether it ends a word)}."""
@@ -47,14 +61,14 @@ class WordTable:
     words: Mapping[int, tuple[str, bool]]
 
     @classmethod
-    def of(cls, backbone: "Backbone") -> "WordTable":
+    def of(cls, backbone: EmbeddingSource) -> "WordTable":
         """Return the table of a loaded backbone. Raises CoopError for a tokenizer whose words cannot be listed."""
         table = backbone.token_embedding.float().cpu().numpy()
         return cls(backbone.architecture, table, vocabulary_of(backbone.tokenizer, len(table)))
 
 
 def nearest_words(
-    vectors: Any, source: "Backbone | WordTable", k: int = 5, metric: str = "euclidean", whole_words: bool = False
+    vectors: Any, source: EmbeddingSource | WordTable, k: int = 5, metric: str = "euclidean", whole_words: bool = False
 ) -> list[list[Word]]:
     """Return the `k` nearest tokens of each vector (m, d), a tensor or an array; nearest first.
 
@@ -96,7 +110,7 @@ def _distances(vector: np.ndarray, embeddings: np.ndarray, metric: str) -> np.nd
     return np.linalg.norm(embeddings - vector, axis=1)
 
 
-def remember_embeddings(backbone: "Backbone", file: Path) -> None:
+def remember_embeddings(backbone: EmbeddingSource, file: Path) -> None:
     """Note, in the cache, that the weights `backbone.identity` are in `file`, so that `find_word_table` finds them.
 
     Only for float32 models from safetensors files with open_clip's own tokenizer. Failure to write is no error.

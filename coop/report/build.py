@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,9 @@ from coop.report.frame import (
     where,
     with_difference,
 )
-from coop.report.page import write_page
+from coop.report.page import Made, Report, write_page
 from coop.report.published import Publications, published, published_words, reproductions
-from coop.report.summary import Missing, facts, main_series, missing_runs, sentences, unique_runs
+from coop.report.summary import facts, main_series, missing_runs, sentences, unique_runs
 from coop.report.tables import Grid, shown, study_grid, to_csv, to_latex, to_markdown
 from coop.report.words import ReportWords, Words
 from coop.runs.store import StoredRun, stored_runs
@@ -63,29 +63,6 @@ from coop.runs.study import (
 
 MANIFEST = ".files.json"  # what the last report wrote: what this one does not write again is removed
 PAGE = "index.html"
-Made = Grid | Curves | Bars | Words | Detail
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that a page shows, in its order."""
-
-    name: str
-    title: str
-    reproduces: str
-    about: str
-    facts: tuple[tuple[str, str], ...]  # what was run
-    summary: tuple[str, ...]  # sentences, the most important first
-    planned: int
-    done: int
-    failed: int
-    made: str  # date and time
-    versions: tuple[tuple[str, str], ...]
-    parts: tuple[Made, ...]
-    reproductions: tuple[dict[str, str], ...] = ()
-    missing: tuple[Missing, ...] = ()
-    damaged: tuple[tuple[str, str], ...] = ()  # folders and reasons
-    notes: tuple[str, ...] = ()
 
 
 def report_command(name: str, overrides: Sequence[str], output: Path | None, unverified: bool = False) -> list[Path]:

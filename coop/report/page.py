@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -34,16 +34,39 @@ from coop.report.figures import (
     styles_of,
 )
 from coop.report.frame import Published, Value
+from coop.report.summary import Missing
 from coop.report.tables import DAGGER, Grid, shown
 from coop.report.words import Words, word_text
-
-if TYPE_CHECKING:
-    from coop.report.build import Made, Report
 
 HERE = Path(__file__).resolve().parent
 WIDE, NARROW = {1: (900, 330), 2: (460, 260)}, (300, 210)  # panels: by how many there are; on small screens
 MANY_CLASSES, ENDS = 28, 12  # more classes than these are folded, but for those at both ends
 PLAIN = {INK: "ink", MUTED: "muted", RULE: "rule", GREY: "grey", UP: "up", DOWN: "down"}  # a figure's colours, a page's
+
+
+Made = Grid | Curves | Bars | Words | Detail
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a page shows, in its order."""
+
+    name: str
+    title: str
+    reproduces: str
+    about: str
+    facts: tuple[tuple[str, str], ...]  # what was run
+    summary: tuple[str, ...]  # sentences, the most important first
+    planned: int
+    done: int
+    failed: int
+    made: str  # date and time
+    versions: tuple[tuple[str, str], ...]
+    parts: tuple[Made, ...]
+    reproductions: tuple[dict[str, str], ...] = ()
+    missing: tuple[Missing, ...] = ()
+    damaged: tuple[tuple[str, str], ...] = ()  # folders and reasons
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +76,7 @@ class Section:
     id: str
     title: str
     kind: str
-    parts: tuple["Made", ...]
+    parts: tuple[Made, ...]
 
 
 @dataclass(frozen=True)
@@ -98,12 +121,12 @@ class Sources:
         return {key: entry for key, entry in rounded.items() if entry not in (None, "", [], ()) and entry is not False}
 
 
-def write_page(report: "Report", path: Path) -> None:
+def write_page(report: Report, path: Path) -> None:
     """Write the report as one HTML file."""
     write_text(path, render_page(report))
 
 
-def render_page(report: "Report") -> str:
+def render_page(report: Report) -> str:
     """Return the page. Its policy allows no request, and no script but its own, whatever a report's texts say."""
     script = "(() => {\n'use strict';\n" + (HERE / "page.js").read_text(encoding="utf-8") + "})();\n"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -168,7 +191,7 @@ def colours() -> str:
 # What stands on the page, and in which order.
 
 
-def sections(report: "Report") -> list[Section]:
+def sections(report: Report) -> list[Section]:
     """Return the sections in the report's order, with ids that no other has."""
     taken = {"top", "summary", "contents", "missing", "reproductions", "notes", "data", "facts"}
     made = []
@@ -191,7 +214,7 @@ def _free(wanted: str, taken: set[str]) -> str:
     return name
 
 
-def highlights(report: "Report") -> list[Highlight]:
+def highlights(report: Report) -> list[Highlight]:
     """Return how much is done, the largest gain and loss, and how far our numbers are from verified published ones."""
     made = [Highlight(f"{report.done}\u202f/\u202f{report.planned}", "runs done")]
     if report.failed:
@@ -213,7 +236,7 @@ def highlights(report: "Report") -> list[Highlight]:
     return made
 
 
-def _compared(report: "Report") -> Iterator[tuple[float, float]]:
+def _compared(report: Report) -> Iterator[tuple[float, float]]:
     """Yield (ours, theirs) of every value that stands beside a verified published number, each once."""
     grids = [part for part in report.parts if isinstance(part, Grid)]
     for value in dict.fromkeys(v for grid in grids for _, row in grid.rows for v in row if v is not None):
