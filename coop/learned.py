@@ -249,7 +249,9 @@ class Classifier:
     def _probabilities(self, images: list[Image.Image]) -> Tensor:
         backbone = self.method.backbone
         pixels = torch.stack([backbone.preprocess(image) for image in images])
-        logits = self.method.logits(backbone.encode_images(pixels))
+        taps = {"final": backbone.encode_images, "pre_projection": backbone.encode_pre_projection}
+        tap = self.method.options.reads
+        logits = self.method.logits(taps[tap](pixels) if tap in taps else pixels)
         if not logits.isfinite().all():
             raise CoopError(
                 f"method={self.method.name} gave logits that are not finite for these images: the weights of "
