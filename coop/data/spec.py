@@ -114,7 +114,7 @@ def parse_description(mapping: Mapping[str, Any]) -> DatasetSpec:
         raise unknown("dataset.layout", spec.layout, LAYOUTS)
     if spec.reader == "hub" and spec.source:
         library, _, name = spec.source.partition(":")
-        plain = re.sub("[^A-Za-z0-9._-]+", "-", name).strip("-.")
+        plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
         if library not in HUBS or not plain:
             raise CoopError(f"dataset.source={shortened(spec.source)}: give torchvision:NAME or huggingface:ORG/NAME")
         spec.directory = f"hub/{library}-{plain}"
