@@ -7,13 +7,14 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
-from coop.learned import Learned, load_method
+from coop.learned import Classifier, Learned, load_method
 from coop.methods import METHODS
 from coop.methods.base import Classes
 from coop.methods.zero_shot import ZeroShot
@@ -384,6 +385,15 @@ def test_text_methods_work_on_a_resnet(name: str) -> None:
     data = Samples(torch.arange(10) % 5, features, features.new_empty(0, 10, 24))
     method.fit(data, data)
     assert method.logits(features).shape == (10, 5)
+
+
+@pytest.mark.parametrize("name", ["maple", "tcp"])
+def test_prediction_of_images(name: str, backbone: Backbone) -> None:
+    """`Classifier` gives the method what it reads of an image."""
+    method = made(name, backbone)
+    image = Image.fromarray(pixels(1)[0].permute(1, 2, 0).numpy())
+    expected = method.logits(test_inputs(method)[:1]).softmax(dim=-1)
+    torch.testing.assert_close(Classifier(method).probabilities([image]), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_two_runs_share_a_backbone(backbone: Backbone) -> None:
