@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from coop.clip.backbone import PRECISIONS, Backbone, load_backbone
+from coop.clip.words import LEARNED_FILE
 from coop.data import open_rgb
 from coop.data.images import SUFFIXES
 from coop.errors import CoopError, unknown
@@ -31,7 +32,7 @@ from coop.methods.coop import CoOp, PromptLearner
 from coop.methods.prompt_ensemble import PromptEnsemble
 from coop.options import CoOpOptions, MethodOptions, method_options
 
-FILE = "learned.safetensors"
+FILE = LEARNED_FILE
 FORMAT = "1"
 BATCH = 16  # images that are decoded and classified at once
 ImageLike = Path | str | Image.Image | np.ndarray | Tensor
@@ -247,9 +248,13 @@ class Classifier:
                     yield Prediction(str(path), tuple(self._top(next(rows), top)))
 
     def _probabilities(self, images: list[Image.Image]) -> Tensor:
-        backbone = self.method.backbone
-        pixels = torch.stack([backbone.preprocess(image) for image in images])
-        logits = self.method.logits(backbone.encode_images(pixels))
+        backbone, tap = self.method.backbone, self.method.options.reads
+        if tap == "pixels":
+            inputs = torch.stack([backbone.pixel_transform(image) for image in images])
+        else:
+            encode = backbone.encode_images if tap == "final" else backbone.encode_pre_projection
+            inputs = encode(torch.stack([backbone.preprocess(image) for image in images]))
+        logits = self.method.logits(inputs)
         if not logits.isfinite().all():
             raise CoopError(
                 f"method={self.method.name} gave logits that are not finite for these images: the weights of "

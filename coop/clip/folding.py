@@ -1,10 +1,11 @@
-"""A convolutional image tower made faster for a CPU: batch norms folded into convolutions, channels last."""
+"""A convolutional image tower made faster for a CPU: batch norms folded into convolutions, channels last, one query."""
 
 import copy
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from open_clip.modified_resnet import AttentionPool2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -16,9 +17,10 @@ def folded_tower(tower: nn.Module, example: Float[Tensor, "b 3 h w"]) -> nn.Modu
     """Return a copy of a frozen image tower that computes the same features faster on a CPU.
 
     Every batch norm that reads a convolution's output, seen in one forward pass of `example`, becomes part of the
-    convolution; what a timm layer does beside normalising (its activation) stays. Features differ by 4e-6 of the
-    largest one or less (measured: 1e-6). Returns `tower` itself where nothing can be folded, or where the copy's
-    features are not the tower's. The copy takes as much memory again as the tower.
+    convolution; what a timm layer does beside normalising (its activation) stays. A ResNet's attention pool computes
+    the one query that is used. Features differ by 4e-6 of the largest one or less (measured: 2e-6). Returns `tower`
+    itself where nothing can be folded, or where the copy's features are not the tower's. The copy takes as much memory
+    again as the tower.
     """
     pairs = _convolutions_before_norms(tower, example)
     if not pairs:
@@ -38,10 +40,43 @@ def folded_tower(tower: nn.Module, example: Float[Tensor, "b 3 h w"]) -> nn.Modu
         )
         parent, _, child = norm_name.rpartition(".")
         setattr(fast.get_submodule(parent), child, getattr(norm, "act", nn.Identity()))
+    for name, module in list(fast.named_modules()):
+        if isinstance(module, AttentionPool2d):
+            parent, _, child = name.rpartition(".")
+            setattr(fast.get_submodule(parent), child, OneQueryPool(module))
     fast = fast.to(memory_format=torch.channels_last).requires_grad_(False)
     expected, found = tower(example), fast(example.contiguous(memory_format=torch.channels_last))
     close = (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
     return fast if close else tower
+
+
+class OneQueryPool(nn.Module):
+    """An attention pool of which only the first output is used, as a ResNet's is: the same value for 3 % of the work.
+
+    A head's score of token x is q . (K x + k) = (K^T q) . x + a number that is the same for all tokens, and its output
+    is V (sum of p_i x_i) + v: keys and values of the tokens are never made. `c_proj` is the pool's own.
+    """
+
+    def __init__(self, pool: AttentionPool2d) -> None:
+        super().__init__()
+        self.positional_embedding = pool.positional_embedding
+        self.q_proj, self.k_proj, self.v_proj, self.c_proj = pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj
+        self.heads = pool.num_heads
+
+    def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b e"]:
+        """Return the pooled and projected features."""
+        tokens = x.flatten(2).transpose(1, 2)  # (b, l, d)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positional_embedding
+
+        def by_head(weight: Tensor) -> Tensor:
+            return weight.unflatten(0, (self.heads, -1))  # (heads, d / heads, d)
+
+        query = self.q_proj(tokens[:, 0]).unflatten(1, (self.heads, -1))
+        query = torch.einsum("bhk,hkd->bhd", query, by_head(self.k_proj.weight)) / query.shape[-1] ** 0.5
+        mixed = (query @ tokens.transpose(1, 2)).softmax(dim=-1) @ tokens  # (b, heads, d)
+        values = torch.einsum("bhd,hkd->bhk", mixed, by_head(self.v_proj.weight)).flatten(1) + self.v_proj.bias
+        out: Tensor = self.c_proj(values)
+        return out
 
 
 def _convolutions_before_norms(tower: nn.Module, example: Tensor) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 METRICS = ("euclidean", "cosine")
 EMBEDDINGS = ("token_embedding.weight", "text.token_embedding.weight")  # in open_clip's checkpoints
+LEARNED_FILE = "learned.safetensors"  # in a run's folder
 VECTORS_AT_ONCE = 64
 
 
@@ -134,13 +135,13 @@ def find_word_table(identity: str) -> WordTable | None:
         return None
 
 
-def read_context(file: Path) -> tuple[np.ndarray, tuple[str, ...], WordTable] | None:
-    """Return a learned file's context (m, d) or (c, m, d), its class names, and the word table of its backbone.
+def read_context(place: Path) -> tuple[np.ndarray, tuple[str, ...], WordTable] | None:
+    """Return the context (m, d) or (c, m, d) in a run's folder or learned file, its class names and its word table.
 
     None where the file holds no such context or the table is not known: then the run and its backbone must be loaded.
     """
     try:
-        with safe_open(file, "np") as tensors:
+        with safe_open(place / LEARNED_FILE if place.is_dir() else place, "np") as tensors:
             metadata = tensors.metadata() or {}
             ctx = tensors.get_tensor("ctx").astype(np.float32)
         names = tuple(json.loads(metadata["classes"])["names"])

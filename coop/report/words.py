@@ -37,23 +37,31 @@ def context_words(
 
     Raises CoopError if it learned no context, or has no such class.
     """
-    from coop.clip.words import nearest_words
-    from coop.learned import load_learned
+    from coop.clip.words import nearest_words, read_context
 
-    learned = load_learned(place)
-    ctx = learned.state.get("ctx")
-    if ctx is None:
-        raise CoopError(f"{place}: method={learned.method} learned no context vectors: choose a run of coop")
-    names: tuple[str | None, ...] = learned.classes.names if ctx.ndim == 3 else (None,)
+    ctx: Any
+    classes: tuple[str, ...]
+    source: Any
+    known = read_context(place)  # without torch, where that can be
+    if known is not None:
+        ctx, classes, source = known
+    else:
+        from coop.learned import load_learned
+
+        learned = load_learned(place)
+        if learned.state.get("ctx") is None:
+            raise CoopError(f"{place}: method={learned.method} learned no context vectors: choose a run of coop")
+        ctx, classes = learned.state["ctx"], learned.classes.names
+        source = learned.load_backbone(device)
+    names: tuple[str | None, ...] = classes if ctx.ndim == 3 else (None,)
     if class_name is not None:
         if ctx.ndim == 2:
             raise CoopError(f"{place}: the context is unified, the same for all classes: leave out --class")
         if class_name not in names:
-            raise unknown("class", class_name, learned.classes.names)
-    backbone = learned.load_backbone(device)
+            raise unknown("class", class_name, classes)
     tables = dict(zip(names, ctx if ctx.ndim == 3 else ctx[None], strict=True))
     wanted = names if class_name is None else (class_name,)
-    return {name: nearest_words(tables[name], backbone, top, metric, whole_words) for name in wanted}
+    return {name: nearest_words(tables[name], source, top, metric, whole_words) for name in wanted}
 
 
 def render_words(words: ContextWords, form: str) -> str:
@@ -143,6 +151,8 @@ class ReportWords:
 
     def _contexts(self, run: str, title: str, theirs: tuple[PublishedWord, ...]) -> list[tuple[Words, Any, Any]]:
         """Return what a run learned, with its backbone. Raises CoopError where either is not there."""
+        if not (self._results / run / "learned.safetensors").is_file():  # torch need not be loaded to find that out
+            raise CoopError(f"{run} did not keep what it learned")
         from coop.learned import load_learned
 
         learned = load_learned(self._results / run)
@@ -169,7 +179,7 @@ class ReportWords:
 
 
 def _nearest(found: Sequence[tuple[Words, Any, Any]]) -> list[Words]:
-    """Return the words of all contexts: of those on one backbone at once, since reading its vocabulary takes a while."""
+    """Return the words of all contexts: of those on one backbone at once, since its vocabulary takes a while."""
     if not found:
         return []
     import torch
