@@ -69,7 +69,7 @@ def test_descriptions_hold_no_code(folder: str) -> None:
 
 
 LIGHT = (  # what `coop table`, `coop study` and `coop data` need
-    "coop", "coop.cli", "coop.config", "coop.data", "coop.errors", "coop.io", "coop.options", "coop.report.table",
+    "coop", "coop.cli", "coop.config", "coop.data", "coop.errors", "coop.io", "coop.options", "coop.report.tables",
     "coop.runs.grid", "coop.runs.protocol", "coop.runs.store", "coop.runs.study",
 )  # fmt: skip
 
