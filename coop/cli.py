@@ -153,7 +153,9 @@ def _demo(args: argparse.Namespace) -> int:
     assert found is not None
     print(f"\nThe words nearest to the 16 context vectors learned from 16 shots ({found.folder}):\n", flush=True)
     main(["words", str(found.folder), "--top", "4", "--whole-words"])
-    return main(["report", "demo", place, "--output", str(args.results / "report")])
+    code = main(["report", "demo", place, "--output", str(args.results / "report")])
+    print("Open the page in a browser: curves, tables, words, and what changed, class by class.")
+    return code
 
 
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -56,13 +56,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     file is readable by the umask. Raises OSError for what the system refuses, CoopError where `path` is a folder.
     """
     path = Path(os.path.realpath(path))
-    with suppress(FileNotFoundError):
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise CoopError(f"{path} is a folder: name a file")
-        if not stat.S_ISREG(mode):
-            yield from _written_directly(path)
-            return
+    mode = path.stat().st_mode if path.exists() else stat.S_IFREG
+    if stat.S_ISDIR(mode):
+        raise CoopError(f"{path} is a folder: name a file")
+    if not stat.S_ISREG(mode):
+        yield from _written_directly(path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary = path.with_name(f"{_prefix(path)}{uuid.uuid4().hex[:8]}{TEMPORARY}")
@@ -116,6 +115,8 @@ def _as_os_error(error: Exception, path: Path) -> Exception:
     if found and not isinstance(error, OSError | CoopError):
         number = int(found[1])
         return OSError(number, os.strerror(number), str(path))
+    if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+        error.filename = str(path)  # a refused write() does not say of which file
     return error
 
 

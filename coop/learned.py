@@ -248,9 +248,13 @@ class Classifier:
                     yield Prediction(str(path), tuple(self._top(next(rows), top)))
 
     def _probabilities(self, images: list[Image.Image]) -> Tensor:
-        backbone = self.method.backbone
-        pixels = torch.stack([backbone.preprocess(image) for image in images])
-        logits = self.method.logits(backbone.encode_images(pixels))
+        backbone, tap = self.method.backbone, self.method.options.reads
+        if tap == "pixels":
+            inputs = torch.stack([backbone.pixel_transform(image) for image in images])
+        else:
+            encode = backbone.encode_images if tap == "final" else backbone.encode_pre_projection
+            inputs = encode(torch.stack([backbone.preprocess(image) for image in images]))
+        logits = self.method.logits(inputs)
         if not logits.isfinite().all():
             raise CoopError(
                 f"method={self.method.name} gave logits that are not finite for these images: the weights of "

@@ -119,8 +119,11 @@ def protocol_epochs(shots: int | str, dataset: str) -> int:
 
 @dataclass(frozen=True)
 class ZeroShotOptions(MethodOptions):
-    """`template`: None (the dataset's), an ensemble (imagenet7, imagenet8, imagenet80), a text with {}, or a file's
-    sentences for each class (`file:prompts.json`; `+file:prompts.json` after a template adds them to it)."""
+    """Zero-shot CLIP's.
+
+    `template`: None (the dataset's), an ensemble (imagenet7, imagenet8, imagenet80), a text with {}, or a file's
+    sentences for each class (`file:prompts.json`; `+file:prompts.json` after a template adds them to it).
+    """
 
     trains: ClassVar[bool] = False
     template: str | None = None

@@ -66,8 +66,14 @@ def make_runs(planned: list[PlannedRun], results: Path) -> None:
         write_predictions(folder, {key.dataset: Predictions(label, predicted, confidence)})
         by_class = {f"class {i}": float(draw.random()) for i in range(classes)}
         metrics = dict.fromkeys(METRICS, 0.3) | {"accuracy": accuracy, "n": IMAGES, "per_class_accuracy": by_class}
-        result = {"targets": {key.dataset: metrics}, "fit": {}, "seconds": {"fit": 1.0}, "notes": [], "own_split": False}
-        result |= {"versions": {}, "split_source": "official", "weights": "drawn", "finished": "2026-01-01"}
+        result = {"targets": {key.dataset: metrics}, "fit": {}, "seconds": {"fit": 1.0}, "notes": []}
+        result |= {
+            "own_split": False,
+            "versions": {},
+            "split_source": "official",
+            "weights": "drawn",
+            "finished": "2026-01-01",
+        }
         write_result(folder, key, json.loads(json.dumps(result)))
 
 

@@ -187,8 +187,8 @@ def made(name: str, backbone: Backbone, classes: Classes) -> Any:
 
 def measure(name: str, backbone: Backbone, args: argparse.Namespace) -> list[Any]:
     """Return a row of the table: the method, its batch, milliseconds and ratios."""
-    step = max(len(IMAGENET_CLASSNAMES) // args.classes, 1)
-    classes = Classes(tuple(IMAGENET_CLASSNAMES[::step][: args.classes]))
+    every = max(len(IMAGENET_CLASSNAMES) // args.classes, 1)
+    classes = Classes(tuple(IMAGENET_CLASSNAMES[::every][: args.classes]))
     method, batch = made(name, backbone, classes), BATCHES[name]
     generator = torch.Generator().manual_seed(1)
     height, width = backbone.model.visual.image_size
@@ -254,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "half_vit_b16.json"
         config.write_text(json.dumps(HALF_VIT_B16))
-        backbone = load_backbone(args.architecture or str(config), None, args.device, args.precision)
+        backbone = load_backbone(args.architecture or str(config), "random", args.device, args.precision)
     table = [measure(name, backbone, args) for name in args.methods]
     headers = [
         "method",

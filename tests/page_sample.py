@@ -50,7 +50,7 @@ def report(there: tuple[str, ...] = ("caltech101", "oxford_flowers", "dtd", "eur
         title="Few-shot learning on eleven datasets",
         reproduces="CoOp (arXiv 2109.01134), Figure 3",
         about="Accuracy against the number of training images per class, for learned contexts of 16 vectors.",
-        facts=(("datasets", "4 of 11"), ("backbone", "RN50"), ("seeds", "1, 2, 3"), ("command", "coop report few_shot")),
+        facts=(("datasets", "4 of 11"), ("backbone", "RN50"), ("command", "coop report few_shot")),
         summary=(
             "CoOp with 16 shots beats zero-shot on 3 of 4 datasets, by 12.4 points on average.",
             "Class-specific contexts need more shots: at one shot they lose 2.6 points against a unified one.",
@@ -76,7 +76,8 @@ def report(there: tuple[str, ...] = ("caltech101", "oxford_flowers", "dtd", "eur
         reproductions=(
             {
                 "what": "CoOp RN50 M=16 end 16-shot ImageNet", "published": "62.95", "reproduced": "60.90 ± 0.08",
-                "source": "github KaiyangZhou/CoOp#88", "note": "evaluating the released weights gives the published value",
+                "source": "github KaiyangZhou/CoOp#88",
+                "note": "evaluating the released weights gives the published value",
             },
         ),
         missing=(

@@ -1,15 +1,26 @@
 """The command line from end to end, on a tiny CLIP and real files: runs, sweeps, what follows them, and mistakes."""
 
 import json
+import resource
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
+import torch
 from sklearn.metrics import accuracy_score, f1_score
 
+import coop
 from coop.cli import main
+from coop.config import run_config
+from coop.errors import CoopError
 from coop.learned import Classifier
+from coop.runs.grid import single
+from coop.runs.run import TUNED_ON_TEST, Resources
+from coop.runs.store import stored_runs
 from tests.small_place import COLOURS, make_place, words_for
 
 
@@ -34,6 +45,7 @@ def test_one_run_and_all_that_follows(
     assert main(["run", *arguments, "shots=2", "n_ctx=3"]) == 0
     (path,) = results_of(tmp_path)
     result, folder = json.loads(path.read_text()), path.parent
+    assert any("15 test images" in note for note in result["notes"])
     assert (folder / "config.yaml").is_file() and (folder / "sample.json").is_file()
     assert result["fit"] == {"n_ctx": 3, "steps": 3} | {k: result["fit"][k] for k in ("first_loss", "last_loss")}
     assert len(json.loads((folder / "sample.json").read_text())["train"]) == 6
@@ -70,10 +82,6 @@ def test_a_sweep_goes_on_where_it_stopped(
     assert main(["run", "-m", *grid]) == 0
     assert "5 runs: 4 done already, 1 to do" in capsys.readouterr().out
     assert results_of(tmp_path) == first and [path.stat().st_mtime_ns for path in first[1:]] == stamps[1:]
-
-    assert main(["table", str(tmp_path / "results"), "--format", "csv"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "dataset,backbone,method,shots,mean,std,n,difference" and len(lines) == 4
 
 
 def test_equal_seeds_give_equal_results(arguments: list[str], tmp_path: Path) -> None:
@@ -157,8 +165,6 @@ def test_a_mistake_is_one_sentence(
 
 
 def test_mistakes_after_the_run(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = tmp_path / "results"
-    assert main(["table", str(results)]) == 2 and str(results) in capsys.readouterr().err
     assert main(["run", *arguments, "shots=1", "class_specific=true"]) == 0
     (path,) = results_of(tmp_path)
     run = str(path.parent)
@@ -167,13 +173,134 @@ def test_mistakes_after_the_run(arguments: list[str], tmp_path: Path, capsys: py
         (["words", run, "--class", "blue cra"], "blue car"),
         (["words", run, "--metric", "manhattan"], "euclidean"),
         (["words", str(tmp_path / "none")], "none"),
-        (["predict", run, str(tmp_path / "none.png")], "none.png"),
         (["predict", run, str(path), "--classes", "a,b"], "class-specific"),
-        (["predict", run, str(path)], "result.json"),
-        (["table", str(results), "--rows", "metod"], "method"),
-        (["table", str(results), "--where", "shots=99"], "shots=1"),
-        (["table", str(results), "--format", "pdf"], "latex"),
     ):
         assert main(command) == 2, command
         err = capsys.readouterr().err
         assert word in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_a_run_from_python_is_the_command_s(arguments: list[str], tmp_path: Path) -> None:
+    assert main(["run", *arguments, "shots=2", "n_ctx=3"]) == 0
+    values = single([*arguments, "shots=2", "n_ctx=3", f"results={tmp_path / 'python'}"])
+    result = coop.run(**values)
+    (theirs,) = results_of(tmp_path / "results")
+    ours = Path(result["folder"])
+    assert result["targets"] == json.loads(theirs.read_text())["targets"]
+    assert (ours.name, ours / "result.json") == (theirs.parent.name, results_of(tmp_path / "python")[0])
+    before = (ours / "result.json").stat().st_mtime_ns
+    assert coop.run(**values) == result and (ours / "result.json").stat().st_mtime_ns == before
+    with pytest.raises(CoopError, match="shots"):
+        coop.run(**{**values, "shot": 1})
+    assert all(getattr(coop, name) is not None for name in coop.__all__)
+
+
+def test_validation_is_part_of_what_a_run_is(arguments: list[str], tmp_path: Path, place: Path) -> None:
+    """Images are counted by hand: 4, 2 and 5 of each of three classes are train, val and test."""
+    words = [word for word in arguments if not word.startswith("epochs=")]
+    rules = {"none": 0, "min4": 3, "shots": 3, "full": 6, "test": 15}
+    asked = f"validation={','.join(rules)}"
+    alpha = ["alpha=1", "beta=1"]
+    assert main(["run", "-m", *words, "method=tip_adapter", "shots=1", asked]) in (0, 1)
+    found = {run.key.validation: run for run in stored_runs(tmp_path / "results") if run.key and run.state == "done"}
+    assert found.keys() - {"none"} == rules.keys() - {"none"}
+    for rule, run in found.items():
+        assert run.validation["rule"] == rule and run.validation["images"] == rules[str(rule)]
+        assert (TUNED_ON_TEST in run.notes) is (rule == "test")
+    assert main(["run", *words, "method=tip_adapter", "shots=1", *alpha, f"results={tmp_path / 'fixed'}"]) == 0
+    (fixed,) = stored_runs(tmp_path / "fixed")
+    assert fixed.validation == {"rule": None, "images": 0, "settings_tried": 1}
+
+
+def test_own_folders_are_tested_on_under_names_of_their_own(
+    arguments: list[str], tmp_path: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The test images of one target have other labels, so that its accuracy is another one."""
+    for name, moved in (("one", 0), ("two", 1)):
+        for part in ("train", "test"):
+            names = sorted(COLOURS)
+            for i, label in enumerate(names):
+                source = place / "images" / part / label
+                shutil.copytree(source, tmp_path / name / "cars" / part / names[(i + moved) % 3])
+    targets = f"protocol.targets=[{tmp_path}/one/cars,{tmp_path}/two/cars]"
+    assert main(["run", *arguments, "shots=2", "protocol=cross_dataset", targets]) == 0
+    out = capsys.readouterr().out
+    (run,) = stored_runs(tmp_path / "results")
+    assert list(run.targets) == ["colours", "cars", "two-cars"] and run.key is not None
+    assert [name for name, digest in run.key.targets if digest] == ["cars", "two-cars"]
+    assert run.accuracies["cars"] == run.accuracies["colours"]
+    assert run.summary["average"] == pytest.approx((run.accuracies["cars"] + run.accuracies["two-cars"]) / 2)
+    assert "two-cars" in out and "average" in out
+
+
+def test_a_backbone_that_cannot_be_loaded_is_tried_once(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "damaged.pt").write_bytes(b"no weights")
+    config = run_config(single([*arguments, f"backbone.pretrained={tmp_path / 'damaged.pt'}"]))
+    resources, errors = Resources(), []
+    for _ in range(2):
+        with pytest.raises(CoopError) as caught:
+            resources.backbone(config)
+        errors.append(caught.value)
+    assert errors[0] is errors[1]
+
+
+def test_a_sweep_that_finds_no_room_stops_and_loses_nothing(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file may be longer than 300 bytes for a while: what the system then refuses is not the runs' failure."""
+    grid = ["run", "-m", *arguments, "shots=1", "seed=1,2,3"]
+    assert main([*grid[:-1], "seed=1"]) == 0
+    (first,) = results_of(tmp_path)
+    before = first.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+    try:
+        code = main(grid)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    out, err = capsys.readouterr()
+    assert code == 1 and "stopped: 1 of 3 runs are done" in out
+    assert len(err.strip().splitlines()) == 1 and "File too large" in err and str(tmp_path) in err
+    assert first.read_bytes() == before and not list(tmp_path.rglob("failure.json"))
+    assert not list(tmp_path.rglob(".*.tmp"))
+    assert main(grid) == 0 and len(results_of(tmp_path)) == 3
+
+
+def test_an_interruption_of_the_configuration_is_one(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C at each of many calls within OmegaConf, whose clean-up may raise an error of its own instead."""
+
+    def interrupted_at(call: int, title: str) -> int:
+        calls = 0
+
+        def profile(frame: FrameType, event: str, argument: Any) -> None:
+            nonlocal calls
+            if event == "call" and "omegaconf" in frame.f_code.co_filename:
+                calls += 1
+                if calls == call:
+                    sys.setprofile(None)
+                    raise KeyboardInterrupt
+
+        sys.setprofile(profile)
+        try:
+            code = main(["run", "--cfg", *arguments, f"dataset.title={title}", f"lr={0.1 + call / 1e6}"])
+        finally:
+            sys.setprofile(None)
+        assert code == 130 or calls < call
+        return calls
+
+    total = interrupted_at(10**9, "all")
+    for call in range(1, total, total // 80):
+        reached = interrupted_at(call, str(call)) >= call
+        assert ("interrupted" in capsys.readouterr().err) is reached, call
+        assert reached or call > total // 2
+
+
+def test_logits_that_are_not_finite_are_no_result(arguments: list[str], tmp_path: Path, place: Path) -> None:
+    state = torch.load(place / "tiny.pt", weights_only=True)
+    state["text_projection"] = torch.full_like(state["text_projection"], float("nan"))
+    torch.save(state, tmp_path / "nan.pt")
+    words = [w for w in arguments if not w.startswith(("epochs", "augment", "backbone.pretrained"))]
+    assert main(["run", *words, f"backbone.pretrained={tmp_path / 'nan.pt'}", "method=zero_shot"]) == 2
+    assert not results_of(tmp_path)

@@ -2,11 +2,12 @@
 
 import hashlib
 import random
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from coop.data.prepare import SLOWEST, TRIES, download
+from coop.data.prepare import SLOWEST, TRIES, Redirects, download
 from coop.errors import CoopError
 from tests.data_server import raw_server, serving
 
@@ -129,6 +130,18 @@ def test_redirects_stay_with_the_web(tmp_path: Path) -> None:
     for url in ("ftp://127.0.0.1/a", f"file://{tmp_path}/secret", "data:,x"):
         with pytest.raises(CoopError, match="not a web address"):
             download(url, tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "old, new, allowed", [("https", "http", False), ("http", "https", True), ("http", "http", True)]
+)
+def test_a_redirect_never_leaves_https(old: str, new: str, allowed: bool) -> None:
+    request = urllib.request.Request(f"{old}://example.org/a")
+    if allowed:
+        assert Redirects().redirect_request(request, None, 302, "", {}, f"{new}://example.org/b").type == new
+    else:
+        with pytest.raises(CoopError, match="another kind of address"):
+            Redirects().redirect_request(request, None, 302, "", {}, f"{new}://example.org/b")
 
 
 def test_a_binary_reply_is_never_printed_raw(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_linked_folder_that_leaves_the_images_is_refused_unless_it_is_your_own
     "overrides, fault",
     [
         ({"tempate": "a {}"}, "unknown key .*did you mean 'template'"),
-        ({"template": "a photo"}, "contains {} once"),
+        ({"template": "a photo"}, "must contain {} once"),
         ({"split_seed": "x"}, "description of dataset 'eurosat' is wrong"),
         ({"split_file": "mine.json"}, "dataset.split_file='mine.json': no such file"),
         ({"class_names": "names.txt"}, "gives 1 names for 2 classes"),

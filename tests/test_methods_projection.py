@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms import Compose, Resize, ToTensor
 
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
+from coop.learned import Classifier
 from coop.methods.base import Classes
 from coop.methods.projection import FeatureMap, LinearAdapter, ProLip
 from coop.options import LinearAdapterOptions, ProLipOptions
@@ -130,6 +133,19 @@ def test_saves_loads_and_moves(tiny_backbone: Backbone, kind: type[FeatureMap], 
     torch.testing.assert_close(
         method.for_classes(Classes(names)).logits(data.test_view), expected, rtol=1e-4, atol=1e-4
     )
+
+
+def test_predicts_from_images(tiny_backbone: Backbone) -> None:
+    """A classifier computes what the method reads: features before the projection."""
+    preprocess = Compose([Resize((16, 16)), ToTensor()])
+    backbone = Backbone(tiny_backbone.model, preprocess, tiny_backbone.tokenizer, "tiny")
+    method = ProLip(backbone, CLASSES, ProLipOptions(lr=0.01, penalty=0.0, steps=3))
+    data = sample(backbone, shots=2, views=2)
+    method.fit(data, data)
+    pictures = [Image.effect_noise((20, 20), 90).convert("RGB") for _ in range(2)]
+    h = backbone.encode_pre_projection(torch.stack([preprocess(picture) for picture in pictures]))
+    expected = logits(backbone, ProLip, method.state()["map"], h, hand_written(backbone)).softmax(dim=1)
+    torch.testing.assert_close(Classifier(method).probabilities(pictures), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_refusals() -> None:

@@ -107,12 +107,15 @@ def test_the_last_short_batch_is_trained_on(tiny_backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("kind", [TipAdapter, TipAdapterF, Ape, ApeT])
-def test_saves_and_loads_but_does_not_move(tiny_backbone: Backbone, kind: type[TipAdapter]) -> None:
+def test_saves_and_loads_and_answers_for_its_own_classes(tiny_backbone: Backbone, kind: type[TipAdapter]) -> None:
     data = sample(tiny_backbone, shots=2, views=2)
     method, again = (kind(tiny_backbone, CLASSES, kind.Options()) for _ in range(2))
     method.fit(data, data)
     again.load_state(method.state())
     assert torch.equal(again.logits(data.test_view), method.logits(data.test_view))
+    some = method.for_classes(Classes(("abbey", "forest"))).logits(data.test_view)
+    both = [NAMES.index("abbey"), NAMES.index("forest")]
+    assert torch.equal(some, method.logits(data.test_view)[:, both])
     with pytest.raises(CoopError, match="cannot be moved to other classes"):
         method.for_classes(Classes(("river",)))
     with pytest.raises(CoopError, match="does not fit"):

@@ -80,7 +80,8 @@ def everywhere(text: str) -> Report:
         Words(text, text, (((text, False, 1.0),),), ((text, 1.0, False),)),
         Detail(text, text, text, (text,), (gain,), ((text, 1.0, bins),), (Confusion(text, text, 1.0, 2.0, 3),), text),
     )
-    missing, other = Missing(text, 1, 1, text, text), dict.fromkeys(("what", "published", "reproduced", "source", "note"), text)
+    missing = Missing(text, 1, 1, text, text)
+    other = dict.fromkeys(("what", "published", "reproduced", "source", "note"), text)
     pair = ((text, text),)
     return Report(
         text, text, text, text, pair, (text,), 1, 1, 1, text, pair, parts, (other,), (missing,), pair, (text,)

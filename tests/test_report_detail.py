@@ -139,9 +139,7 @@ def test_examples_are_images_that_changed(results: Path, place: Path) -> None:
         small = [np.asarray(Image.open(file).resize(mine.shape[1::-1]), dtype=float) for file in files]
         which = int(np.argmin([np.abs(mine - one).mean() for one in small]))
         index = np.flatnonzero(zero.label == names.index(gain.name))[which]
-        assert (
-            example.baseline == names[zero.predicted[index]] and example.learned == names[first.predicted[index]]
-        )
+        assert example.baseline == names[zero.predicted[index]] and example.learned == names[first.predicted[index]]
         right = example.learned if gain.learned > gain.baseline else example.baseline
         assert right == example.label and example.learned != example.baseline
 

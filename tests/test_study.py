@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -229,6 +231,21 @@ def test_the_command_lists_and_describes(capsys: pytest.CaptureFixture[str]) -> 
     for wrong, named in ((["study", "dem"], "demo"), (["study", "--status"], "NAME"), (["study", "demo", "a=1"], "a")):
         assert main(wrong) == 2
         assert named in capsys.readouterr().err
+
+
+def test_studies_and_their_state_need_no_torch(tmp_path: Path) -> None:
+    """Importing it takes longer than all of these commands."""
+    code = f"""
+import sys
+from coop.cli import main
+place = ["results={tmp_path}", "data_root={tmp_path}"]
+assert main(["study"]) == main(["study", "few_shot"]) == main(["study", "few_shot", "--status", *place]) == 0
+assert main(["run", "-m", "--cfg", "shots=1,2"]) == main(["run", "--help-keys"]) == 0
+assert main(["run", "shot=1"]) == 2
+assert not {{"torch", "open_clip", "matplotlib", "sklearn"}} & set(sys.modules), sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def result_of(dataset: str, seconds: float, finished: str) -> dict[str, Any]:

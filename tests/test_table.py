@@ -187,3 +187,26 @@ def test_the_table_loads_no_model_library(results: Path) -> None:
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     loaded = {name.split(".")[0] for name in out.splitlines()[-1].split()}
     assert not loaded & {"torch", "open_clip", "sklearn", "matplotlib", "altair", "vl_convert", "jinja2"}
+
+
+def test_the_table_of_recorded_results_is_that_of_the_first_design(tmp_path: Path) -> None:
+    """80 runs on three datasets: every mean, deviation, n and difference, in the same order.
+
+    By intent a single run has no deviation (it had 0), zero-shot no difference to itself, and there are averages.
+    """
+    golden = Path(__file__).parent / "golden"
+    for line in (golden / "report_results.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        place = tmp_path / record["folder"]
+        place.mkdir(parents=True)
+        (place / "result.json").write_text(json.dumps(record["result"]))
+    new = pd.read_csv(io.StringIO(render(table_of(tmp_path), "csv")))
+    old = pd.read_csv(golden / "report_table.csv")
+    old.loc[old["n"] == 1, "std"] = float("nan")
+    old.loc[(old["method"] == "zero_shot") & old["template"].isna(), "difference"] = float("nan")
+    kept = new[new["dataset"] != "average"].reset_index(drop=True)[list(old.columns)]
+    pd.testing.assert_frame_equal(kept, old, check_dtype=False, atol=1e-9)
+    average = new[(new["dataset"] == "average") & (new["target"] == "own test set")].set_index(["method", "shots"])
+    own = old[(old["target"] == old["dataset"]) & (old["method"] == "coop")].groupby("shots")["mean"].mean()
+    assert average.loc["coop", "mean"].to_dict() == pytest.approx(own.to_dict(), abs=1e-4)
+    assert set(average["datasets"]) == {3}

@@ -105,7 +105,7 @@ def bundled_sample(spec: DatasetSpec) -> Path | None:
     if spec.root or not spec.directory:
         return None
     folder = resource_folder("datasets") / spec.directory
-    return folder if folder.is_dir() else None
+    return folder if os.path.isdir(folder) else None
 
 
 def _existing_folders(spec: DatasetSpec, data_root: Path) -> tuple[Path, Path]:
@@ -115,16 +115,16 @@ def _existing_folders(spec: DatasetSpec, data_root: Path) -> tuple[Path, Path]:
         return folder, folder
     folder = dataset_folder(spec, data_root)
     sample = bundled_sample(spec)
-    if not folder.is_dir() and sample:
+    if not os.path.isdir(folder) and sample:
         folder = sample
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         remedy = f"run '{prepare_command(spec)}' or give " if spec.directory else "correct "
         raise CoopError(f"dataset '{spec.name}' is not there: no folder {folder}; {remedy}dataset.root=FOLDER")
     root = folder / spec.images
     archive = root.with_name(f"{root.name}.zip") if spec.images != "." else None
-    if archive and not root.is_dir() and archive.is_file():
+    if archive and not os.path.isdir(root) and os.path.isfile(archive):
         return folder, unpacked_images(archive)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         remedy = f"run '{prepare_command(spec)}' to see what belongs there"
         raise CoopError(f"dataset '{spec.name}' has no image folder {root}: {remedy}")
     return folder, root
@@ -149,7 +149,7 @@ def _own_split_note(spec: DatasetSpec, folder: Path, content: Content) -> str:
     """Say that the split was made here, how large its parts are, and where an official file comes from."""
     sizes = ", ".join(f"{len(content.part(part))} {part}" for part in PARTS)
     if not spec.official_split:
-        return f"{content.split_source} ({sizes} images)"
+        return f"the split was made here: {sizes} images"
     return (
         f"{spec.official_split.file} is not in {folder}, so the split is our own ({sizes} images) and results are not "
         f"comparable with published ones; the official file: {spec.official_split.url}"
@@ -174,12 +174,17 @@ def cleaned(folders: Sequence[str]) -> list[str]:
     return [name or folder for name, folder in zip(names, folders, strict=True)]
 
 
+def _readable(spec: DatasetSpec, names: Sequence[str]) -> list[str]:
+    """Return class names as prompts have them: cleaned and renamed as the description says."""
+    return [spec.rename.get(name, name) for name in (cleaned(names) if spec.clean_names else names)]
+
+
 def _class_names(spec: DatasetSpec, content: Content, folder: Path) -> list[str]:
     """Return the class names, those of the user's file if given, no two alike."""
     names = content.class_names
     if spec.class_names:
         file = Path(os.path.expanduser(spec.class_names))
-        names = _renamed(names, file if file.is_file() else folder / file)
+        names = _renamed(names, file if os.path.isfile(file) else folder / file)
     if not spec.same_names:
         check_distinct(names, f"dataset '{spec.name}'")
     return names
@@ -394,10 +399,9 @@ def _part(root: Path, name: str, folders: list[str]) -> Split:
 
 
 def _folder_names(spec: DatasetSpec, root: Path, folders: Sequence[str]) -> list[str]:
-    """Return the class names: the folders' names, renamed or cleaned as the description says."""
     if not folders:
         raise CoopError(f"{root} has no class folders: expected one folder of images per class")
-    return [spec.rename.get(name, name) for name in (cleaned(folders) if spec.clean_names else folders)]
+    return _readable(spec, folders)
 
 
 # A CSV of your own.
@@ -421,7 +425,7 @@ def read_csv(spec: DatasetSpec, folder: Path, root: Path) -> Content:
         parts = three_way_parts(split_of(rows), names, spec.split_seed)
     else:
         parts, source = _csv_parts(rows, [cell["split"] for cell in cells], path, spec.split_seed)
-    return Content(cleaned(names) if spec.clean_names else names, parts, source)
+    return Content(_readable(spec, names), parts, source)
 
 
 def csv_file(spec: DatasetSpec) -> Path:
@@ -429,7 +433,7 @@ def csv_file(spec: DatasetSpec) -> Path:
     if not spec.file:
         raise CoopError("dataset=csv needs dataset.file=FILE: a CSV with the columns path, label, class name, split")
     path = Path(os.path.expanduser(spec.file))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CoopError(f"dataset.file={shortened(spec.file)}: no such file")
     return path
 
@@ -543,7 +547,7 @@ def read_imagenet_v2(spec: DatasetSpec, folder: Path, root: Path) -> Content:
 def keyed_names(folder: Path) -> dict[str, str]:
     """Return {WordNet id: class name} from lines of `id name` in the dataset's classnames.txt, or ImageNet's."""
     places = (folder / NAMES_FILE, folder.parent / "imagenet" / NAMES_FILE)
-    found = next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if os.path.isfile(place)), None)
     if found is None:
         looked = f"looked for {places[0]} and {places[1]}"
         raise CoopError(f"{NAMES_FILE} is missing ({looked}): CoOp's DATASETS.md links to it")

@@ -253,7 +253,7 @@ class _Broken(Exception):
     """The connection broke off before the end: worth another try."""
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
+class Redirects(urllib.request.HTTPRedirectHandler):
     """Follow redirects to http and https only, and none from https back to http."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
@@ -332,7 +332,7 @@ def _fetch(url: str, part: Path, bar: Progress, task: TaskID, deadline: float) -
     if start and tag:  # without a tag nobody can tell whether the file is still the same: begin again
         headers |= {"Range": f"bytes={start}-", "If-Range": tag}
     try:
-        opener = urllib.request.build_opener(_Redirects)
+        opener = urllib.request.build_opener(Redirects)
         with opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
             goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
             if answer.headers.get("Content-Type", "").startswith("text/html"):

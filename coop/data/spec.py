@@ -102,13 +102,19 @@ def parse_description(mapping: Mapping[str, Any]) -> DatasetSpec:
         message = reason(Exception(str(error).splitlines()[0]))
         raise CoopError(f"the description of dataset {shortened(mapping.get('name'))} is wrong: {message}") from error
     assert isinstance(spec, DatasetSpec)
-    if spec.template.count("{}") != 1 or CONTROL.search(spec.template):
-        raise CoopError(f"dataset.template={shortened(spec.template)}: give one line that contains {{}} once")
+    for key, value in vars(spec).items():
+        if isinstance(value, str) and key != "manual" and (CONTROL.search(value) or len(value) > 1000):
+            raise CoopError(f"dataset.{key}={shortened(value)}: give one line of at most 1000 characters")
+    for name in spec.rename.values():
+        if not isinstance(name, str) or not name.strip() or CONTROL.search(name):
+            raise CoopError(f"dataset.rename: {shortened(name)} is not a class name")
+    if spec.template.count("{}") != 1:
+        raise CoopError(f"dataset.template={shortened(spec.template)}: it must contain {{}} once, for the class name")
     if spec.layout not in LAYOUTS:
         raise unknown("dataset.layout", spec.layout, LAYOUTS)
     if spec.reader == "hub" and spec.source:
         library, _, name = spec.source.partition(":")
-        plain = re.sub("[^A-Za-z0-9._-]+", "-", name).strip("-.")
+        plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
         if library not in HUBS or not plain:
             raise CoopError(f"dataset.source={shortened(spec.source)}: give torchvision:NAME or huggingface:ORG/NAME")
         spec.directory = f"hub/{library}-{plain}"
@@ -117,7 +123,7 @@ def parse_description(mapping: Mapping[str, Any]) -> DatasetSpec:
     if spec.name == spec.reader and place:
         path = Path(os.path.abspath(os.path.expanduser(place)))
         spec.name = (path.stem if spec.reader == "csv" else path.name) or spec.name
-    if CONTROL.search(spec.name) or set(spec.name) & set("/\\") or spec.name.strip(". ") == "" or len(spec.name) > 100:
+    if set(spec.name) & set("/\\") or spec.name.strip(". ") == "" or len(spec.name) > 100:
         raise CoopError(f"dataset.name={shortened(spec.name)}: give a name that a folder can have, such as 'birds'")
     return spec
 
@@ -145,13 +151,14 @@ def describe_folder(path: str | Path, taken: Collection[str] = (), **overrides: 
     a number behind if that is not enough: /a/birds and /b/birds become `birds` and `b-birds`.
     """
     place = Path(os.path.abspath(os.path.expanduser(path)))
-    parts = [*place.parts[1:-1], place.stem if place.is_file() else place.name]
+    is_file = os.path.isfile(place)
+    parts = [*place.parts[1:-1], place.stem if is_file else place.name]
     names = ("-".join(parts[-length:])[-100:] for length in range(1, len(parts) + 1))
     numbered = (f"{parts[-1][:90]}-{number}" for number in range(2, len(taken) + 3))
     name = next(name for name in (*names, *numbered) if name not in taken)
-    if place.is_file():
+    if is_file:
         return load_description("csv", **{"file": str(place), "name": name, **overrides})
-    if not place.is_dir():
+    if not os.path.isdir(place):
         raise CoopError(f"there is no folder or CSV file {shortened(str(path))}")
     return load_description("folder", **{"root": str(place), "name": name, **overrides})
 

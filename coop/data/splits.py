@@ -218,14 +218,14 @@ def find_split_file(spec: DatasetSpec, folder: Path) -> tuple[Path, str] | None:
     if spec.split_file:
         path = Path(os.path.expanduser(spec.split_file))
         for candidate in (path, folder / path):
-            if candidate.is_file():
+            if os.path.isfile(candidate):
                 return candidate, split_source(spec, candidate)
         raise CoopError(f"dataset.split_file={shortened(spec.split_file)}: no such file, here or in {folder}")
     official = folder / spec.official_split.file if spec.official_split else None
-    if official and official.is_file():
+    if official and os.path.isfile(official):
         return official, split_source(spec, official)
     prepared = folder / prepared_split_file(spec)
-    if (spec.annotations or spec.reader == "hub") and prepared.is_file():
+    if (spec.annotations or spec.reader == "hub") and os.path.isfile(prepared):
         return prepared, own_split(annotation_rule(spec), spec.split_seed)
     return None
 

@@ -17,7 +17,8 @@ from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.io import track
-from coop.methods.base import Classes, Method, TrainedMethod, accuracy, generator, scaled_cosine
+from coop.methods.base import Classes, TrainedMethod, accuracy, generator, scaled_cosine
+from coop.methods.class_weights import PerClassMethod
 from coop.options import ApeOptions, ApeTOptions, MethodOptions, TipAdapterFOptions, TipAdapterOptions
 from coop.train import Batch, cosine_by_step, epoch_batches
 
@@ -40,7 +41,7 @@ BETAS = geometric(0.1, 50.0, 40)
 GAMMAS = even(0.0, 1.0, 5)
 
 
-class TipAdapter(Method):
+class TipAdapter(PerClassMethod):
     """The cache as it is: K holds the mean of each shot's random views, normalised; alpha and beta are searched for.
 
     alpha weighs the cache, beta sharpens it. The pair with the best accuracy on validation wins, the lower
@@ -101,7 +102,7 @@ class TipAdapter(Method):
     def logits(self, inputs: Float[Tensor, "n e"]) -> Float[Tensor, "n c"]:
         """Return the scores, computed in parts."""
         parts = inputs.split(max(ELEMENTS // max(len(self.keys), 1), 1))
-        return torch.cat([self.scores(part) for part in parts])
+        return torch.cat([super(TipAdapter, self).logits(part) for part in parts])
 
     def choose(self, val: Samples) -> dict[str, Any]:
         """Take the given numbers (alpha, beta, for APE also gamma), or search for them on `val`."""

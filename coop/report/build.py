@@ -97,7 +97,8 @@ def report_command(name: str, overrides: Sequence[str], output: Path | None, unv
     if name in study_names():
         study = load_study(name)
         asked = planned_runs(study, overrides)
-        plan, results = [(run.label, run.key, run.reported) for run in asked], asked[0].config.results
+        plan: Plan = [(run.label, run.key, run.reported) for run in asked]
+        results = asked[0].config.results
         if not results.is_dir():
             raise CoopError(f"there is no results folder {results}: name it (results=FOLDER), or run something first")
         runs = stored_runs(results)
@@ -184,7 +185,9 @@ def make_report(
         made=datetime.now().astimezone().strftime("%-d %B %Y, %H:%M %Z"),
         versions=(("report", f"coop {coop.__version__}"), *((f"runs: {k}", ", ".join(v)) for k, v in versions.items())),
         parts=tuple(parts),
-        reproductions=tuple({k: str(v) for k, v in r.items()} for r in reproductions(study.name).to_dict("records")),
+        reproductions=tuple(
+            {str(k): str(v) for k, v in r.items()} for r in reproductions(study.name).to_dict("records")
+        ),
         missing=tuple(missing_runs(frame, study.name, overrides)) if study.name in study_names() else (),
         damaged=tuple((run.folder.as_posix(), run.error or "") for run in runs if run.state == "damaged"),
         notes=tuple(dict.fromkeys([*_comparison(numbers, frame), *builder.notes])),

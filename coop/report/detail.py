@@ -142,7 +142,7 @@ class Details:
         ours, theirs = self._predictions(same, target), self._predictions(basis, target)
         names = list(self._runs[basis[0]].targets[target]["per_class_accuracy"])
         after, before = self._accuracies(same or runs, target), self._accuracies(basis, target)
-        gains, pairs_of_classes = _gains(after, before, names, ours or theirs), ()
+        gains, pairs_of_classes = _gains(after, before, names, ours or theirs), tuple[Confusion, ...]()
         if ours and theirs and np.array_equal(ours[0].label, theirs[0].label):
             pairs_of_classes = confusions(ours, theirs, names)
             refused = self._no_pictures(basis[0], target)
@@ -305,6 +305,6 @@ def confusions(
     for place in np.argsort(-wrong, kind="stable")[:most]:
         if wrong[place] > 0:
             label, predicted = divmod(int(place), size)
-            shares = (100 * float(some[label, predicted] / n[label]) for some in (ours, theirs))
-            found.append(Confusion(names[label], names[predicted], *shares, round(float(n[label]))))
+            after, before = (100 * float(some[label, predicted] / n[label]) for some in (ours, theirs))
+            found.append(Confusion(names[label], names[predicted], after, before, round(float(n[label]))))
     return tuple(found)

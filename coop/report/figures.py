@@ -9,12 +9,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from html import escape
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import vl_convert
 
 from coop.io import atomic_write
 from coop.report.frame import (
@@ -156,7 +157,8 @@ def make_curves(
         name = ", ".join(heading(key, cell.keys[key]) for key in names if cell.keys[key] is not None)
         ours, theirs = panels.setdefault(title_of(cell.keys), {}).setdefault(name, ({}, {}))
         ours[at] = cell.value
-        theirs |= {at: number for number in published.of(cell, metric)[:1]}
+        for number in published.of(cell, metric)[:1]:
+            theirs[at] = number
     if x == "shots" and set(titles) <= {"dataset", "backbone", "target"}:
         for about, numbers in published.others(cells, keys, metric):
             title = title_of({"dataset": about["dataset"], "backbone": about["backbone"], "target": about["target"]})
@@ -202,7 +204,9 @@ def make_bars(frame: pd.DataFrame, show: GainsPart, published: Publications, id:
         rest = [heading(key, cell.keys[key]) for key in more if cell.keys[key] is not None]
         name = ", ".join([text_of(cell.keys[over]), *rest])
         bars.append((name, _gain(cell, baseline, metric, show.baseline)))
-        numbers = zip(published.of(cell, metric)[:1], published.of(baseline, metric)[:1] if baseline else ())
+        numbers = zip(
+            published.of(cell, metric)[:1], published.of(baseline, metric)[:1] if baseline else (), strict=False
+        )
         theirs += [(name, _published_gain(ours, other)) for ours, other in numbers]
     bars.sort(key=lambda bar: (bar[1].mean is None, -(bar[1].mean or 0)))
     at = "".join(f", {heading(key, value)}" for key, value in show.where.items())
@@ -280,31 +284,47 @@ def styles_of(parts: Iterable[Any]) -> dict[str, Style]:
     return make_styles(labels, (label for label, star in stars.items() if star))
 
 
-def _scales(styles: Sequence[Style], legend: bool) -> Spec:
-    """Return the encodings that tell series apart; a legend is for files, the page has its own."""
-    labels = [style.label for style in styles]
-    title: Any = {"title": None, "orient": "bottom", "columns": 3, "symbolSize": 60} if legend else None
-
-    def scale(looks: Sequence[Any]) -> Spec:
-        return {
-            "field": "series",
-            "type": "nominal",
-            "legend": title,
-            "scale": {"domain": labels, "range": list(looks)},
-        }
-
-    return {
-        "color": scale([style.colour for style in styles]),
-        "shape": scale([style.marker for style in styles]),
-        "strokeDash": scale([list(style.dash) for style in styles]),
-    }
-
-
 # Vega-Lite.
 
 
 def _no_source(_: Value | Published) -> str:
     return ""
+
+
+def _axis(field: str, title: str | None = None, **more: Any) -> Spec:
+    return {"field": field, "type": "quantitative", "title": title, **more}
+
+
+def _layer(rows: Sequence[Mapping[str, Any]], mark: str, look: Spec, *encodings: Spec) -> list[Spec]:
+    """Return a layer of marks, or nothing where there are no rows."""
+    encoding = {key: value for one in encodings for key, value in one.items()}
+    return [{"data": {"values": list(rows)}, "mark": {"type": mark, **look}, "encoding": encoding}] if rows else []
+
+
+def _mark(number: int, source: str, words: str, kind: str = "o") -> str:
+    """Return a mark's name: which series, ours (o) or published (t), the number behind it, and words."""
+    return f"~{number}{kind}{source}~{words}"
+
+
+def _series(styles: Iterable[Style], legend: bool) -> tuple[Spec, Spec, Spec]:
+    """Return the encodings by colour, marker and dash; a legend is for files, the page has its own."""
+    known = list(styles)
+
+    def encoding(looks: Sequence[Any]) -> Spec:
+        own: Spec = {"title": None, "orient": "bottom", "columns": 3, "symbolSize": 60} if legend else {}
+        scale = {"domain": [style.label for style in known], "range": list(looks)}
+        return {"field": "series", "type": "nominal", "scale": scale, "legend": own or None}
+
+    return (
+        {"color": encoding([style.colour for style in known])},
+        {"shape": encoding([style.marker for style in known])},
+        {"strokeDash": encoding([list(style.dash) for style in known])},
+    )
+
+
+FILLED: Spec = {"filled": True, "opacity": 1, "size": 60}
+NAMED: Spec = {"description": {"field": "words"}}  # a mark that readers can reach
+UNNAMED: Spec = {"description": {"field": "mark"}}
 
 
 def panel_spec(
@@ -317,248 +337,149 @@ def panel_spec(
 ) -> Spec:
     """Return one pair of axes: lines through our means with their deviation, published numbers hollow and dotted."""
     every = [line for one in curves.panels for line in one.lines]
-    xs = sorted({x for line in every for x, _ in (*line.points, *line.published)})
-    places = _places(xs, curves.log2)
-    looks = [styles[label] for label in dict.fromkeys(line.label for line in every)]
-    step = min((b - a for a, b in zip(sorted(places.values()), sorted(places.values())[1:])), default=1.0)
+    places = _places({x for line in every for x, _ in (*line.points, *line.published)}, curves.log2)
+    ordered = sorted(places.values())
+    step = min((b - a for a, b in zip(ordered, ordered[1:], strict=False)), default=1.0)
     stars = [line.label for line in panel.lines if line.star]
-    ours, theirs, levels = [], [], []
-    title = shown("dataset", panel.title)
-    name = curves.x.split(" (")[0]
+    ours, theirs = [], []
     for line in panel.lines:
-        shift = (stars.index(line.label) - (len(stars) - 1) / 2) * 0.28 * step if line.star else 0.0
-        style = styles[line.label]
-        about = {"series": line.label, "mark": _mark(style, "", "")}
+        number = styles[line.label].number
+        aside = (stars.index(line.label) - (len(stars) - 1) / 2) * 0.28 * step if line.star else 0.0
         for x, value in line.points:
-            row = about | {"x": places[x] + shift, "mean": value.mean, "n": value.n}
+            row = {"series": line.label, "x": places[x] + aside, "mean": value.mean, "star": line.star}
             if value.mean is not None:
-                spread = value.std or 0.0
-                row |= {"low": value.mean - spread, "high": value.mean + spread}
-            dagger = f", {TEST_WARNING}" if value.on_test else ""
-            partial = f", {value.n} of {value.planned} runs" if value.state == "partial" else f", n {value.n}"
-            words = f"{title}, {line.label}, {name} {x:g}: {value.text}{partial}{dagger}"
-            ours.append(row | {"words": _mark(style, source(value), words)})
-            if line.star and value.mean is not None:
-                levels.append(about | {"mean": value.mean})
-        for x, number in line.published:
-            words = f"{title}, {line.label}, {name} {x:g}, published: {number.value:.2f}"
-            row = about | {"x": places[x] + shift, "mean": number.value, "verified": number.verified}
-            row |= {"mark": _mark(style, "", "", "t")}
-            theirs.append(row | {"words": _mark(style, source(number), words, "t")})
-    margin = 0.5 * step
-    axis = {"values": list(places.values()), "labelExpr": f"({json.dumps(_tick_labels(places))})[datum.value]"}
-    domain = [min(places.values(), default=0) - margin, max(places.values(), default=1) + margin]
-    x = {
-        "field": "x", "type": "quantitative", "title": curves.x if legend or size[0] > 400 else None,
-        "scale": {"domain": domain, "nice": False}, "axis": axis | {"grid": False, "labelOverlap": False},
-    }  # fmt: skip
-    y = {"field": "mean", "type": "quantitative", "scale": {"zero": False}, "title": curves.y if legend else None}
-    y["axis"] = {"tickCount": 5}
-    scales, words = _scales(looks, legend), {"description": {"field": "words"}}
-    colour = {"color": scales["color"], "description": {"field": "mark"}}
-    both = {"x": x, "y": y} | colour
-    grey = {"condition": {"test": "!datum.verified", "value": GREY}} | scales["color"]
-    layer: list[Spec] = [
-        _layer(levels, {"type": "rule", "opacity": 0.55, "strokeDash": [1, 3]}, {"y": y} | colour),
-        _layer(theirs, {"type": "line", "strokeWidth": 1.1, "strokeDash": [1.5, 3]}, both),
-        _layer(
-            ours, {"type": "line", "strokeWidth": 1.7, "invalid": "break-paths-show-domains"},
-            both | {"strokeDash": scales["strokeDash"]},
-        ),
-        _layer(
-            [row for row in ours if row.get("low") != row.get("high")], {"type": "rule", "strokeWidth": 1.4},
-            {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}} | colour,
-        ),
-        _layer(theirs, {"type": "point", "size": 55}, both | words | {"shape": scales["shape"], "color": grey}),
-        _layer(
-            [row for row in ours if row["mean"] is not None], {"type": "point", "filled": True, "opacity": 1, "size": 60},
-            both | words | {"shape": scales["shape"]},
-        ),
-    ]  # fmt: skip
-    layer = [one for one in layer if one["data"]["values"]]
-    return {"width": size[0], "height": size[1], "title": title, "layer": layer} if layer else {}
+                row |= {"low": value.mean - (value.std or 0.0), "high": value.mean + (value.std or 0.0)}
+            words = f"{_place(panel, line, curves, x)}: {value.text}, n {value.n}"
+            words += f" of {value.planned}" * (value.n < value.planned) + f", {TEST_WARNING}" * value.on_test
+            ours.append(row | {"words": _mark(number, source(value), words), "mark": _mark(number, "", "")})
+        for x, one in line.published:
+            row = {"series": line.label, "x": places[x] + aside, "mean": one.value, "verified": one.verified}
+            words = f"{_place(panel, line, curves, x)}, published: {one.value:.2f}"
+            theirs.append(row | {"words": _mark(number, source(one), words, "t"), "mark": _mark(number, "", "", "t")})
+    there = [row for row in ours if row["mean"] is not None]
+    texts = json.dumps({f"{place:g}": f"{x:g}" for x, place in places.items()})
+    ticks = {"values": ordered, "labelExpr": f"({texts})[datum.value]"}
+    ends = [min(ordered, default=0) - step / 2, max(ordered, default=1) + step / 2]
+    x_axis = _axis("x", curves.x if legend or size[0] > 400 else None, scale={"domain": ends, "nice": False})
+    x_axis["axis"] = ticks | {"grid": False, "labelOverlap": False}
+    y_axis = _axis("mean", curves.y if legend else None, scale={"zero": False}, axis={"tickCount": 5})
+    at = {"x": x_axis, "y": y_axis}
+    colour, shape, dash = _series((styles[label] for label in dict.fromkeys(line.label for line in every)), legend)
+    faint = {"color": {"condition": {"test": "!datum.verified", "value": GREY}} | colour["color"]}
+    span = {"x": x_axis, "y": y_axis | {"field": "low"}, "y2": {"field": "high"}}
+    breaks = {"strokeWidth": 1.7, "invalid": "break-paths-show-domains"}
+    level = {"opacity": 0.55, "strokeDash": [1, 3]}
+    layers = [
+        *_layer([row for row in there if row["star"]], "rule", level, {"y": y_axis}, colour, UNNAMED),
+        *_layer(theirs, "line", {"strokeWidth": 1.1, "strokeDash": [1.5, 3]}, at, colour, UNNAMED),
+        *_layer(ours, "line", breaks, at, colour, dash, UNNAMED),
+        *_layer([r for r in there if r["low"] != r["high"]], "rule", {"strokeWidth": 1.4}, span, colour, UNNAMED),
+        *_layer(theirs, "point", {"size": 55}, at, faint, shape, NAMED),
+        *_layer(there, "point", FILLED, at, colour, shape, NAMED),
+    ]
+    return {"width": size[0], "height": size[1], "title": shown("dataset", panel.title), "layer": layers}
 
 
-def _layer(rows: Sequence[Mapping[str, Any]], mark: Spec, encoding: Spec) -> Spec:
-    return {"data": {"values": list(rows)}, "mark": mark, "encoding": encoding}
+def _place(panel: Panel, line: Line, curves: Curves, x: float) -> str:
+    return f"{shown('dataset', panel.title)}, {line.label}, {curves.x.split(' (')[0]} {x:g}"
 
 
-def _mark(style: Style, source: str, words: str, kind: str = "o") -> str:
-    """Return a mark's name: which series, ours (o) or theirs (t), the number behind it, and words."""
-    return f"~{style.number}{kind}{source}~{words}"
-
-
-def _places(xs: Sequence[float], log2: bool) -> dict[float, float]:
+def _places(xs: Iterable[float], log2: bool) -> dict[float, float]:
     """Return where each x stands: by doublings, 0 one doubling before the first; or where it is."""
-    if not log2:
-        return {x: x for x in xs}
     first = min((math.log2(x) for x in xs if x > 0), default=1.0)
-    return {x: math.log2(x) if x > 0 else first - 1 for x in xs}
-
-
-def _tick_labels(places: Mapping[float, float]) -> dict[str, str]:
-    return {f"{place:g}": f"{x:g}" for x, place in places.items()}
+    return {x: (math.log2(x) if x > 0 else first - 1) if log2 else x for x in sorted(xs)}
 
 
 def curves_spec(curves: Curves, styles: Mapping[str, Style]) -> Spec:
     """Return all panels as one figure, for files."""
     drawn = [panel for panel in curves.panels if not panel.empty]
+    gone = ", ".join(shown("dataset", panel.title) for panel in curves.panels if panel.empty)
+    lines = [line for panel in drawn for line in panel.lines]
+    notes = ["± one standard deviation over seeds"] * any(v.std for line in lines for _, v in line.points)
+    notes += ["hollow, dotted: published"] * any(line.published for line in lines)
+    notes += [f"missing: {gone}"] * bool(gone)
     size = (560, 360) if len(drawn) == 1 else (250, 180)
     panels = [panel_spec(panel, curves, styles, size, legend=True) for panel in drawn]
-    gone = [shown("dataset", panel.title) for panel in curves.panels if panel.empty]
-    lines = (
-        ["± one standard deviation over seeds"]
-        if any(v.std for p in drawn for one in p.lines for _, v in one.points)
-        else []
-    )
-    lines += ["hollow, dotted: published"] if any(one.published for p in drawn for one in p.lines) else []
-    lines += [f"missing: {', '.join(gone)}"] if gone else []
-    return _figure(panels, curves.title, [*lines, *curves.notes])
+    return _figure(panels, curves.title, [*notes, *curves.notes])
 
 
-def _figure(panels: Sequence[Spec], title: str, subtitle: Sequence[str]) -> Spec:
+def _figure(panels: Sequence[Spec], title: str, notes: Sequence[str]) -> Spec:
     columns = min((PER_ROW, PER_ROW - 1), key=lambda n: -len(panels) % n) if len(panels) > PER_ROW else len(panels)
     shared = {"scale": {"color": "shared", "shape": "shared", "strokeDash": "shared"}}
-    head = {"text": title, "subtitle": list(subtitle), "anchor": "start", "offset": 12}
+    head = {"text": title, "subtitle": list(notes), "anchor": "start", "offset": 12}
     return {"concat": list(panels), "columns": columns, "title": head, "resolve": shared}
 
 
 def bars_spec(bars: Bars, width: int = 520, title: bool = True, source: Source = _no_source) -> Spec:
     """Return sorted bars with their deviation; diamonds are published numbers, grey where they are unverified."""
-    ours, theirs = [], []
+    ours: list[Spec] = []
+    theirs: list[Spec] = []
     for key, value in bars.bars:
-        name = shown("dataset", key)
-        row = {
-            "name": name,
-            "gain": value.mean,
-            "text": f"{value.mean:+.1f}" if value.mean is not None else value.state,
-        }
-        if value.mean is not None:
-            row |= {"low": value.mean - (value.std or 0), "high": value.mean + (value.std or 0)}
-            row |= {
-                "end": max(value.mean + (value.std or 0), 0)
-                if value.mean >= 0
-                else min(value.mean - (value.std or 0), 0)
-            }
-        row["words"] = (
-            f"~0o{source(value)}~{bars.title}, {name}: {row['text']} {bars.unit}"
-            + (f" ± {value.std:.1f}, n {value.n}" if value.std is not None else "")
-            + (f", {TEST_WARNING}" if value.on_test else "")
-        )
-        ours.append(row)
-    for key, number in bars.published:
-        name = shown("dataset", key)
-        words = f"~0t{source(number)}~{bars.title}, {name}, published: {number.value:+.2f}"
-        theirs.append({"name": name, "gain": number.value, "verified": number.verified, "words": words})
-    names = [shown("dataset", name) for name, _ in bars.bars]
-    y = {
-        "field": "name",
-        "type": "nominal",
-        "sort": names,
-        "title": None,
-        "axis": {"labelLimit": 170, "ticks": False, "domain": False},
-    }
-    x = {
-        "field": "gain",
-        "type": "quantitative",
-        "title": bars.unit,
-        "axis": {"tickCount": 6},
-        "scale": {"padding": 34},
-    }
+        name, gain, spread = shown("dataset", key), value.mean or 0.0, value.std or 0.0
+        text = f"{gain:+.1f}".replace("-", MINUS) if value.mean is not None else value.state
+        words = f"{bars.title}, {name}: {text} {bars.unit}, n {value.n}" + f", {TEST_WARNING}" * value.on_test
+        row = {"name": name, "gain": value.mean, "text": text, "low": gain - spread, "high": gain + spread}
+        row |= {"end": max(gain + spread, 0.0) if gain >= 0 else min(gain - spread, 0.0)}
+        ours.append(row | {"words": _mark(0, source(value), words)})
+    for key, one in bars.published:
+        words = f"{bars.title}, {shown('dataset', key)}, published: {one.value:+.2f}"
+        row = {"name": shown("dataset", key), "gain": one.value, "verified": one.verified}
+        theirs.append(row | {"words": _mark(0, source(one), words, "t")})
+    names = {"labelLimit": 170, "ticks": False, "domain": False}
+    order = [row["name"] for row in ours]
+    y = {"y": {"field": "name", "type": "nominal", "sort": order, "title": None, "axis": names}}
+    gains = _axis("gain", bars.unit, axis={"tickCount": 6}, scale={"padding": 34})
+    x, end = {"x": gains}, {"x": gains | {"field": "end"}}
+    span = {"x": gains | {"field": "low"}, "x2": {"field": "high"}}
     there = [row for row in ours if row["gain"] is not None]
-    words = {"description": {"field": "words"}}
     sign = {"color": {"condition": {"test": "datum.gain < 0", "value": DOWN}, "value": UP}}
-    known = {"color": {"condition": {"test": "!datum.verified", "value": GREY}, "value": INK}}
-    label = {"text": {"field": "text"}, "y": y}
-    layer = [
-        _layer(
-            [row for row in there if row["low"] != row["high"]],
-            {"type": "rule", "color": INK},
-            {"y": y, "x": x | {"field": "low"}, "x2": {"field": "high"}},
-        ),
-        _layer(
-            theirs,
-            {
-                "type": "point",
-                "shape": "diamond",
-                "size": 70,
-                "filled": True,
-                "fill": "white",
-                "stroke": INK,
-                "strokeWidth": 1.5,
-            },
-            {"x": x, "y": y} | words | ({"stroke": known["color"]}),
-        ),
-        _layer(
-            [row for row in there if row["gain"] >= 0],
-            {"type": "text", "align": "left", "dx": 5, "color": INK},
-            label | {"x": x | {"field": "end"}},
-        ),
-        _layer(
-            [row for row in there if row["gain"] < 0],
-            {"type": "text", "align": "right", "dx": -5, "color": INK},
-            label | {"x": x | {"field": "end"}},
-        ),
-        _layer(
-            [row for row in ours if row["gain"] is None],
-            {"type": "text", "align": "left", "dx": 5, "color": GREY},
-            label | {"x": {"datum": 0, "type": "quantitative"}},
-        ),
+    known = {"stroke": {"condition": {"test": "!datum.verified", "value": GREY}, "value": INK}}
+    label = {"text": {"field": "text"}}
+    layers = [
+        *_layer(ours, "bar", {"height": {"band": 0.62}}, x, y, sign, NAMED),
+        *_layer([{}], "rule", {"color": GREY}, {"x": {"datum": 0}}),
+        *_layer([row for row in there if row["low"] != row["high"]], "rule", {"color": INK}, span, y),
+        *_layer(theirs, "point", {"shape": "diamond", "size": 70, "fill": "white"}, x, y, known, NAMED),
     ]
-    bar = _layer(ours, {"type": "bar", "height": {"band": 0.62}}, {"x": x, "y": y} | sign | words)
-    zero = {"data": {"values": [{}]}, "mark": {"type": "rule", "color": GREY}, "encoding": {"x": {"datum": 0}}}
-    out = {
-        "width": width,
-        "height": {"step": 24},
-        "layer": [bar, zero, *(one for one in layer if one["data"]["values"])],
-    }
-    return out | ({"title": bars.title} if title else {})
+    for align, away, side in (("left", 5, True), ("right", -5, False)):
+        some = [row for row in there if (row["end"] >= 0) is side]
+        layers += _layer(some, "text", {"align": align, "dx": away, "color": INK}, label, end, y)
+    gone = [row for row in ours if row["gain"] is None]
+    layers += _layer(gone, "text", {"align": "left", "dx": 5, "color": GREY}, label, {"x": {"datum": 0}}, y)
+    out: Spec = {"width": width, "height": {"step": 24}, "layer": layers}
+    return out | {"title": bars.title} if title else out
 
 
-def reliability_spec(
-    detail: "Detail", styles: Mapping[str, Style], size: int = 250, legend: bool = False, source: Source = _no_source
-) -> Spec:
+def reliability_spec(detail: "Detail", styles: Mapping[str, Style], size: int = 250, legend: bool = False) -> Spec:
     """Return how often predictions are right against how sure they are, and below how many images each bin has."""
     rows = []
-    for label, error, bins in detail.reliability:
-        total = sum(one.n for one in bins)
+    for label, _, bins in detail.reliability:
+        number, total = styles[label].number, sum(one.n for one in bins)
         for one in bins:
-            if not one.n:
-                continue
-            words = (
-                f"{label}: of {one.n} predictions with a confidence of {one.low:.0f} to {one.high:.0f} %, "
-                f"{one.accuracy:.1f} % are right at a mean confidence of {one.confidence:.1f} %"
-            )
-            row = {"series": label, "x": one.confidence, "mean": one.accuracy, "middle": (one.low + one.high) / 2}
-            row |= {"low": one.low, "high": one.high, "share": 100 * one.n / total}
-            rows.append(row | {"words": _mark(styles[label], "", words), "mark": _mark(styles[label], "", "")})
-    looks = [styles[label] for label, _, _ in detail.reliability]
-    scales = _scales(looks, legend)
-    percent = {"type": "quantitative", "scale": {"domain": [0, 100], "nice": False}, "axis": {"tickCount": 5}}
-    x, y = percent | {"field": "x", "title": None}, percent | {"field": "mean", "title": "accuracy (%)"}
-    both = {"x": x, "y": y, "color": scales["color"], "description": {"field": "mark"}}
+            if one.n:
+                words = (
+                    f"{label}: of {one.n} predictions with a confidence of {one.low:.0f} to {one.high:.0f} %, "
+                    f"{one.accuracy:.1f} % are right at a mean confidence of {one.confidence:.1f} %"
+                )
+                row = {"series": label, "x": one.confidence, "mean": one.accuracy, "low": one.low, "high": one.high}
+                row |= {"share": 100 * one.n / total, "mark": _mark(number, "", "")}
+                rows.append(row | {"words": _mark(number, "", words)})
+    colour, shape, dash = _series((styles[label] for label, _, _ in detail.reliability), legend)
+    percent: Spec = {"scale": {"domain": [0, 100], "nice": False}, "axis": {"tickCount": 5}}
+    at = {"x": _axis("x", **percent), "y": _axis("mean", "accuracy (%)", **percent)}
     diagonal = [{"x": 0, "mean": 0}, {"x": 100, "mean": 100}]
-    points = both | {"shape": scales["shape"], "description": {"field": "words"}}
-    top = {
-        "width": size, "height": size, "title": shown("dataset", detail.dataset) if legend else "",
-        "layer": [
-            _layer(diagonal, {"type": "line", "color": GREY, "strokeDash": [4, 3]}, {"x": x, "y": y}),
-            _layer(rows, {"type": "line", "strokeWidth": 1.6}, both | {"strokeDash": scales["strokeDash"]}),
-            _layer(rows, {"type": "point", "filled": True, "opacity": 1, "size": 60}, points),
-        ],
-    }  # fmt: skip
-    x_count = percent | {"field": "low", "title": "confidence (%)"}
-    share = {"field": "share", "type": "quantitative", "title": "images (%)", "stack": None, "axis": {"tickCount": 2}}
-    share["scale"] = {"zero": True}
-    bottom = {
-        "width": size, "height": size // 5,
-        **_layer(
-            rows, {"type": "bar", "fillOpacity": 0.25, "strokeWidth": 1},
-            {"x": x_count, "x2": {"field": "high"}, "y": share, "y2": {"datum": 0}, "color": scales["color"],
-             "stroke": scales["color"], "description": {"field": "mark"}},
-        ),
-    }  # fmt: skip
-    return {"vconcat": [top, bottom], "spacing": 8}
+    top = [
+        *_layer(diagonal, "line", {"color": GREY, "strokeDash": [4, 3]}, at),
+        *_layer(rows, "line", {"strokeWidth": 1.6}, at, colour, dash, UNNAMED),
+        *_layer(rows, "point", FILLED, at, colour, shape, NAMED),
+    ]
+    share = _axis("share", "images (%)", stack=None, axis={"tickCount": 2}, scale={"zero": True})
+    span = {"x": _axis("low", "confidence (%)", **percent), "x2": {"field": "high"}, "y": share, "y2": {"datum": 0}}
+    outline = {"stroke": colour["color"]}
+    bottom = _layer(rows, "bar", {"fillOpacity": 0.25, "strokeWidth": 1}, span, colour, outline, UNNAMED)
+    title = {"title": shown("dataset", detail.dataset)} if legend else {}
+    above = {"width": size, "height": size, "layer": top, **title}
+    return {"vconcat": [above, {"width": size, "height": size // 5, "layer": bottom}], "spacing": 8}
 
 
 def reliability_figure(details: Sequence["Detail"], styles: Mapping[str, Style]) -> Spec:
@@ -575,16 +496,9 @@ def reliability_figure(details: Sequence["Detail"], styles: Mapping[str, Style])
 # Drawing.
 
 
-@cache
-def _renderer() -> Any:
-    import vl_convert
-
-    return vl_convert
-
-
 def draw_svg(spec: Spec, background: str | None = "white") -> str:
     """Return a Vega-Lite description as SVG."""
-    svg: str = _renderer().vegalite_to_svg({**spec, "background": background, "config": CONFIG, "padding": 4})
+    svg: str = vl_convert.vegalite_to_svg({**spec, "background": background, "config": CONFIG, "padding": 4})
     return svg
 
 
@@ -596,23 +510,17 @@ def write_figure(spec: Spec, paths: Iterable[Path]) -> None:
             if path.suffix == ".svg":
                 temporary.write_text(svg, encoding="utf-8")
             else:
-                kind = _renderer()
-                temporary.write_bytes(kind.svg_to_pdf(svg) if path.suffix == ".pdf" else kind.svg_to_png(svg, scale=2))
+                convert = vl_convert.svg_to_pdf if path.suffix == ".pdf" else vl_convert.svg_to_png
+                temporary.write_bytes(convert(svg, scale=1 if path.suffix == ".pdf" else 2))
 
 
 def inline_svg(spec: Spec, name: str, classes: str = "") -> str:
     """Return a description as an element of the page: as wide as there is room, its numbers reachable by keyboard."""
-    from html import escape
-
     svg = draw_svg({key: value for key, value in spec.items() if key != "title"}, None)
     svg = re.sub(r' (role="graphics-[a-z]+"|aria-roledescription="[^"]*"|pointer-events="none")', "", svg)
     svg = re.sub(r' aria-label="(?!~)[^"]*"', "", svg)
-    svg = re.sub(
-        r'(<\w+) aria-label="~(\d+)([ot])([vp]?\d*)~([^"]*)"',
-        lambda m: _named(*m.groups()),  # type: ignore[arg-type]
-        svg,
-    )
-    svg = _rounded(svg)
+    svg = re.sub(r'(<\w+) aria-label="~(\d+)([ot])([vp]?\d*)~([^"]*)"', lambda m: _named(*m.groups()), svg)
+    svg = re.sub(r' (d|transform)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), svg)  # a third of the size
     head = re.match(r"<svg[^>]*?viewBox=\"([^\"]*)\"[^>]*>", svg)
     assert head, "vl-convert writes an svg element with a viewBox"
     opening = f'<svg viewBox="{head[1]}" class="chart {classes}" role="group" aria-label="{escape(name)}">'
@@ -626,8 +534,3 @@ def _named(tag: str, series: str, kind: str, source: str, words: str) -> str:
         return f'{look} aria-hidden="true"'
     number = f' data-n="{source}"' if source else ""
     return f'{look} class="pt"{number} role="button" tabindex="-1" aria-label="{words}"'
-
-
-def _rounded(svg: str) -> str:
-    """Return the SVG with coordinates of two decimals: a third of the size."""
-    return re.sub(r' (d|transform)="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), svg)

@@ -1,8 +1,8 @@
 """The frame of a report: planned runs x measured results x published numbers, and its cells and averages.
 
-A row of the frame is a run on one of its targets: the columns of its key, `label` (in a study), `target`, `state` (done,
-missing, failed), `run` (its folder), `error`, METRICS (fractions), `own_split`, `unofficial`, `notes`, `seconds`. A cell
-is the rows that differ in their seed alone. Cells hold percent; `n` is always the number of runs.
+A row of the frame is a run on one of its targets: the columns of its key, `label` (in a study), `target`, `state`
+(done, missing, failed), `run` (its folder), `error`, METRICS (fractions), `own_split`, `unofficial`, `notes`. A cell is
+the rows that differ in their seed alone. Cells hold percent; `n` is always the number of runs.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -93,7 +93,7 @@ class Cell:
         return all(is_baseline(row) for row in self.rows)
 
 
-def is_baseline(row: Mapping[str, Any]) -> bool:
+def is_baseline(row: Mapping[Any, Any]) -> bool:
     """Return whether a row is of zero-shot with the dataset's template."""
     return row.get("method") == "zero_shot" and row.get("template") is None
 

@@ -233,8 +233,8 @@ def _failures(frame: pd.DataFrame) -> list[str]:
 
 
 def main_series(frame: pd.DataFrame, named: Iterable[str]) -> str | None:
-    """Return the series that a study is about: the first `named` one, else the first of CoOp, else the first trained."""
-    rows = frame.drop_duplicates("label").to_dict("records")
+    """Return the series that a study is about: the first `named` one, else the first of CoOp, else any other."""
+    rows: list[Mapping[Any, Any]] = [*frame.drop_duplicates("label").to_dict("records")]
     labels = [str(row["label"]) for row in rows]
     learned = [str(row["label"]) for row in rows if row["method"] == "coop"]
     others = {str(row["label"]) for row in rows if not is_baseline(row)}
@@ -247,7 +247,7 @@ def main_series(frame: pd.DataFrame, named: Iterable[str]) -> str | None:
 
 def missing_runs(frame: pd.DataFrame, study: str, overrides: Sequence[str]) -> list[Missing]:
     """Return what is missing, datasets that lack the same things together; `overrides` are those of the report."""
-    runs = unique_runs(frame).to_dict("records")
+    runs: list[Mapping[Any, Any]] = [*unique_runs(frame).to_dict("records")]
     lacking: dict[tuple[str, ...], list[Mapping[Any, Any]]] = {}
     for dataset, backbone in dict.fromkeys((row["dataset"], row["backbone"]) for row in runs):
         gone = [r for r in runs if (r["dataset"], r["backbone"]) == (dataset, backbone) and r["state"] != "done"]

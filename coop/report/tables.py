@@ -146,7 +146,7 @@ def _grid(
         keys=tuple(rows),
         columns=tuple(names),
         rows=tuple((row, tuple(values.get((row, column)) for column in names)) for row in headers),
-        notes=tuple([*grid_notes(frame, value), *_average_notes(means)]),
+        notes=(*grid_notes(frame, value), *_average_notes(means)),
         value=value,
         cells=(*cells, *means),
     )
@@ -208,7 +208,7 @@ def tuned_note(done: pd.DataFrame, what: str) -> str:
     """Return which settings a series has differently on different datasets, if there are any."""
     place = [key for key in (what, "backbone", "protocol", "shots", "target") if key in done and key != "target"]
     other = {*place, *NOT_SETTINGS, "dataset", "target", "targets", "validation", "label"}
-    settings = [key for key in done if key not in other and done[key].map(repr).nunique() > 1]
+    settings = [str(key) for key in done if key not in other and done[key].map(repr).nunique() > 1]
     inside = dividing(done, [*place, "dataset"], settings)
     tuned = [key for key in dividing(done, [*place, *inside], settings) if key not in inside]
     return f", but {', '.join(tuned)}, which differ between datasets" if tuned else ""
@@ -303,7 +303,7 @@ def cell_text(value: Value | None) -> str:
     if value is None or (not value.planned and not value.published):
         return ""
     if value.mean is None:
-        text = value.state if value.planned else ""
+        text = str(value.state) if value.planned else ""
     else:
         text = f"{value.mean:.1f}{DAGGER if value.on_test else ''}"
         text += f" ±{value.std:.1f}" if value.std is not None else ""

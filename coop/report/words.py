@@ -151,6 +151,8 @@ class ReportWords:
 
     def _contexts(self, run: str, title: str, theirs: tuple[PublishedWord, ...]) -> list[tuple[Words, Any, Any]]:
         """Return what a run learned, with its backbone. Raises CoopError where either is not there."""
+        if not (self._results / run / "learned.safetensors").is_file():  # torch need not be loaded to find that out
+            raise CoopError(f"{run} did not keep what it learned")
         from coop.learned import load_learned
 
         learned = load_learned(self._results / run)
@@ -177,7 +179,7 @@ class ReportWords:
 
 
 def _nearest(found: Sequence[tuple[Words, Any, Any]]) -> list[Words]:
-    """Return the words of all contexts: of those on one backbone at once, since reading its vocabulary takes a while."""
+    """Return the words of all contexts: of those on one backbone at once, since its vocabulary takes a while."""
     if not found:
         return []
     import torch

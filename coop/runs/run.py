@@ -19,7 +19,7 @@ import open_clip
 import torch
 
 import coop
-from coop.clip.backbone import Backbone, load_backbone
+from coop.clip.backbone import RANDOM, Backbone, load_backbone
 from coop.config import RunConfig, config_text, run_config
 from coop.data.dataset import EMPTY, Dataset, Split
 from coop.data.few_shot import few_shot, few_shot_notes
@@ -47,6 +47,7 @@ from coop.runs.store import (
     write_result,
 )
 
+FEW_TEST_IMAGES = 50
 TUNED_ON_TEST = "settings were chosen on the test images: an upper bound, to compare with published numbers made so"
 
 
@@ -237,7 +238,13 @@ def _execute(run: Run, resources: Resources) -> dict[str, Any]:
 
 def _notes(run: Run) -> list[str]:
     """Return what a reader of the result must know of how it came about."""
-    notes: list[str] = []
+    notes = [
+        f"'{target.name}' has {len(target.test)} test images: each is {100 / len(target.test):.1f} points of accuracy"
+        for target in run.targets
+        if len(target.test) < FEW_TEST_IMAGES
+    ]
+    if run.config.backbone.pretrained == RANDOM:
+        notes.append("the backbone's weights are random")
     if not run.config.options.trains:
         return notes
     rule = run.key.validation

@@ -10,10 +10,12 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -161,7 +163,7 @@ class _File:
 def read_study(path: Path) -> Study:
     """Return the study of a file. Raises CoopError with what is wrong with it."""
     try:
-        file = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_File), OmegaConf.load(path)))
+        file = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_File), _yaml(path)))
         assert isinstance(file, _File)
         series = tuple(Series(one.label, one.grid) for one in file.series)
         parts = tuple(_part(part) for part in file.show)
@@ -173,6 +175,14 @@ def read_study(path: Path) -> Study:
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError, OSError) as error:
         raise CoopError(f"{path} is not a study: {first_line(error)}") from error
     return study
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping by PyYAML's C loader where there is one: it takes a tenth of the time."""
+    content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    if not isinstance(content, dict):
+        raise ValueError("it is not a mapping")
+    return content
 
 
 def _part(keys: Mapping[str, Any]) -> Part:
@@ -230,11 +240,12 @@ def _part_faults(part: Part, labels: Sequence[str]) -> Iterator[str]:
             raise unknown("column in `show`", column, study_columns())
 
 
-def study_columns() -> list[str]:
+@cache
+def study_columns() -> tuple[str, ...]:
     """Return the columns that a study's rows may have: label, target, and what tells runs apart."""
     key = [f.name for f in dataclasses.fields(RunKey) if f.name not in ("options", "targets", "data")]
     options = {name for kind in OPTIONS.values() for name in flat(dataclasses.asdict(kind()))}
-    return ["label", "target", *key, *sorted(options)]
+    return ("label", "target", *key, *sorted(options))
 
 
 def _label_pattern(label: str) -> str:

@@ -272,10 +272,11 @@ def launcher_of(words: Sequence[str]) -> Launcher | None:
     for key in inside:
         if key.split(".")[0] not in names:
             raise unknown(f"setting of hydra/launcher={name}", key, names or ["jobs"])
+    slurm = from_mapping(SlurmSettings, inside, "hydra.launcher")
     _check_submitit()
     if name == "slurm" and shutil.which("srun") is None:
         raise CoopError("there is no Slurm here (no srun): start it on a login node, or hydra/launcher=local_gpus")
-    return Launcher(str(name), jobs, from_mapping(SlurmSettings, inside, "hydra.launcher"))
+    return Launcher(str(name), jobs, slurm)
 
 
 def _setting(word: str) -> tuple[str, Any]:
