@@ -53,7 +53,9 @@ class WordTable:
 def nearest_words(
     vectors: Any, source: Any, k: int = 5, metric: str = "euclidean", whole_words: bool = False
 ) -> list[list[Word]]:
-    """Return the `k` nearest tokens of each vector (m, d), a tensor or an array; nearest first. `source` is a `Backbone` or a `WordTable`.
+    """Return the `k` nearest tokens of each vector (m, d), a tensor or an array; nearest first.
+
+    `source` is a `Backbone` or a `WordTable`.
 
     Distances are to the raw token embeddings, without position: Euclidean as in the paper, or 1 - cosine.
     `whole_words` leaves out fragments of words, punctuation and special tokens.
