@@ -430,7 +430,7 @@ class _Shards:
         wanted = np.array(keys, "S16")
         if not len(self._keys):
             return np.full((len(wanted), 2), -1)
-        at = np.searchsorted(self._keys, wanted).clip(max=len(self._keys) - 1)
+        at = np.minimum(self._keys.searchsorted(wanted), len(self._keys) - 1)
         return np.where((self._keys[at] == wanted)[:, None], self._places[at], -1)
 
     def intact(self, numbers: Iterable[int]) -> bool:

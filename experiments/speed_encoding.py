@@ -45,8 +45,8 @@ def main(architecture: str | None, repeats: int) -> None:
 @torch.no_grad()
 def tower_speed(backbone: Backbone, repeats: int) -> str:
     """Return a line on both ways through the image tower."""
-    random = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (PLAIN_BATCH, 3, *backbone.image_size), generator=random, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (PLAIN_BATCH, 3, *backbone.image_size), generator=generator, dtype=torch.uint8)
     images = backbone.normalise_pixels(pixels)
 
     def plain() -> Tensor:
@@ -93,13 +93,13 @@ def photograph_speed(backbone: Backbone, repeats: int) -> str:
 
 def photograph() -> bytes:
     """Return a large JPEG with structure of every size, as a photograph has: noise whose power falls with frequency."""
-    random = np.random.default_rng(0)
+    noise = np.random.default_rng(0)
     width, height = LARGE
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     frequency[0, 0] = 1
     planes = []
     for _ in range(3):
-        spectrum = np.fft.fft2(random.standard_normal((height, width))) / frequency
+        spectrum = np.fft.fft2(noise.standard_normal((height, width))) / frequency
         plane = np.fft.ifft2(spectrum).real
         planes.append((plane - plane.mean()) / plane.std() * 50 + 128)
     buffer = io.BytesIO()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -35,23 +35,6 @@ class Word:
     distance: float
 
 
-@runtime_checkable
-class EmbeddingSource(Protocol):
-    """What words are read from, of a `Backbone`: its token embeddings (vocabulary, d), tokenizer and names."""
-
-    architecture: str
-    precision: str
-    tokenizer: Any
-
-    @property
-    def identity(self) -> str:
-        """The digest of the weights."""
-
-    @property
-    def token_embedding(self) -> Any:
-        """The table of token embeddings, a tensor."""
-
-
 @dataclass(frozen=True)
 class WordTable:
     """A model's token embeddings, and {token id: (text, whether it ends a word)}."""
@@ -61,16 +44,18 @@ class WordTable:
     words: Mapping[int, tuple[str, bool]]
 
     @classmethod
-    def of(cls, backbone: EmbeddingSource) -> "WordTable":
-        """Return the table of a loaded backbone. Raises CoopError for a tokenizer whose words cannot be listed."""
+    def of(cls, backbone: Any) -> "WordTable":
+        """Return the table of a loaded `Backbone`. Raises CoopError for a tokenizer whose words cannot be listed."""
         table = backbone.token_embedding.float().cpu().numpy()
         return cls(backbone.architecture, table, vocabulary_of(backbone.tokenizer, len(table)))
 
 
 def nearest_words(
-    vectors: Any, source: EmbeddingSource | WordTable, k: int = 5, metric: str = "euclidean", whole_words: bool = False
+    vectors: Any, source: Any, k: int = 5, metric: str = "euclidean", whole_words: bool = False
 ) -> list[list[Word]]:
     """Return the `k` nearest tokens of each vector (m, d), a tensor or an array; nearest first.
+
+    `source` is a `Backbone` or a `WordTable`.
 
     Distances are to the raw token embeddings, without position: Euclidean as in the paper, or 1 - cosine.
     `whole_words` leaves out fragments of words, punctuation and special tokens.
@@ -110,7 +95,7 @@ def _distances(vector: np.ndarray, embeddings: np.ndarray, metric: str) -> np.nd
     return np.linalg.norm(embeddings - vector, axis=1)
 
 
-def remember_embeddings(backbone: EmbeddingSource, file: Path) -> None:
+def remember_embeddings(backbone: Any, file: Path) -> None:
     """Note, in the cache, that the weights `backbone.identity` are in `file`, so that `find_word_table` finds them.
 
     Only for float32 models from safetensors files with open_clip's own tokenizer. Failure to write is no error.
