@@ -66,7 +66,7 @@ class Learned:
                 raise CoopError(f"method={self.method} learned {name} with values that are not finite: lower lr")
         fields = dataclasses.asdict(self)
         metadata = {k: json.dumps(v) for k, v in fields.items() if k != "state"} | {"format": FORMAT}
-        content = save(self.state, metadata=metadata)
+        content = _sorted_metadata(save(self.state, metadata=metadata))
         with atomic_write(path) as temporary:
             temporary.write_bytes(content)  # the permissions of any new file; safetensors' own writer gives 0600
 
@@ -106,6 +106,16 @@ class Learned:
         method = METHODS[self.method](backbone, trained_for, self.typed_options(), self.seed)
         method.load_state(self.state)
         return method if classes is None or classes.names == trained_for.names else method.for_classes(classes)
+
+
+def _sorted_metadata(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order, so that equal contents are equal files."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def backbone_fields(backbone: Backbone) -> dict[str, Any]:
