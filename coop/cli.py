@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shutil
 import sys
 import textwrap
 import traceback
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import coop
-from coop.errors import CoopError, first_line, raise_interruption
+from coop.errors import CoopError, first_line, raise_interruption, unknown
 from coop.machine import prepare_process
 
 if TYPE_CHECKING:
     from coop.data import DatasetSpec
     from coop.learned import Prediction
+    from coop.runs.store import StoredRun
     from coop.runs.study import PlannedRun
 
 Handler = Callable[[argparse.Namespace], int]
@@ -319,7 +321,8 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = _command(commands, "table", "the table of finished runs, with the difference to zero-shot", _table)
-    command.add_argument("results", nargs="?", type=Path, default=Path("results"), help="folder of runs (results)")
+    command.add_argument("place", nargs="?", type=Path, metavar="RESULTS", help="folder of runs (results)")
+    command.add_argument("--results", type=Path, help="the same")
     command.add_argument("--rows", type=_names, help="keys, e.g. dataset,method,n_ctx (default: all that differ)")
     command.add_argument("--columns", type=_names, help="keys (default: shots)")
     command.add_argument("--value", default="accuracy", help="accuracy, macro_f1, ece or mean_confidence")
@@ -329,15 +332,28 @@ def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _table(args: argparse.Namespace) -> int:
-    from coop.report.render import render
-    from coop.report.table import make_table, select, with_difference
-    from coop.runs.store import read_results
+    from coop.report.frame import measured, select, with_difference
+    from coop.report.tables import FORMATS, make_table, render
+    from coop.runs.store import stored_runs
 
-    frame = select(with_difference(read_results(args.results), args.value), args.where)
-    table = make_table(frame, args.rows, args.columns, args.value)
-    width = os.get_terminal_size().columns if sys.stdout.isatty() and not args.output else None
-    _put(render(table, args.format, width), args.output)
+    if args.format not in FORMATS:
+        raise unknown("format", args.format, FORMATS)
+    if args.place and args.results and args.place != args.results:
+        raise CoopError(f"{args.place} and --results {args.results} name two folders: give one")
+    results = args.place or args.results or Path("results")
+    runs = stored_runs(results)
+    _warn_damaged(runs)
+    frame = select(with_difference(measured(runs, results), args.value), args.where)
+    grid = make_table(frame, args.rows, args.columns, args.value)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() and not args.output else None
+    _put(render(grid, args.format, width), args.output)
     return 0
+
+
+def _warn_damaged(runs: "Sequence[StoredRun]") -> None:
+    for run in runs:
+        if run.state == "damaged":
+            print(f"coop: left out as damaged: {run.folder}: {run.error}", file=sys.stderr)
 
 
 def _add_words(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -361,16 +377,23 @@ def _words(args: argparse.Namespace) -> int:
 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = _command(commands, "report", "a study's tables, figures and page, from the runs that are there", _report)
-    command.add_argument("name", metavar="STUDY", help="e.g. few_shot")
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what it was run with; results=FOLDER")
+    text = "tables, figures and page of a study, or of a results folder, from the runs that are there"
+    command = _command(commands, "report", text, _report)
+    command.add_argument("name", metavar="STUDY", help="e.g. few_shot; or a folder of runs")
+    command.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="what it was run with; results=FOLDER; of a folder: which runs",
+    )
     command.add_argument("--output", type=Path, help="folder for the report (reports/STUDY)")
+    command.add_argument("--unverified", action="store_true", help="also published numbers that nobody has checked")
 
 
 def _report(args: argparse.Namespace) -> int:
-    from coop.report.command import report_command
+    from coop.report.build import report_command
 
-    page, *files = report_command(args.name, args.overrides, args.output)
+    page, *files = report_command(args.name, args.overrides, args.output, args.unverified)
     print(page)
     for folder in dict.fromkeys(path.parent for path in files):
         print(f"{folder}: {', '.join(path.name for path in files if path.parent == folder)}")
@@ -392,7 +415,6 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _predict(args: argparse.Namespace) -> int:
     """Classify every image that can be read; return 1 where one could not."""
-    from coop.errors import unknown
     from coop.learned import Classifier, image_files
 
     if args.format not in ("text", "json", "csv"):

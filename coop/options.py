@@ -27,7 +27,6 @@ K = TypeVar("K", bound="TrainedCacheOptions")
 R = TypeVar("R", bound="TipAdapterOptions")
 C = TypeVar("C", bound="TcpOptions")
 S = TypeVar("S", bound="StepTraining")
-TextT = TypeVar("TextT", bound="TextOptions")
 TaskResT = TypeVar("TaskResT", bound="TaskResOptions")
 
 
@@ -120,7 +119,8 @@ def protocol_epochs(shots: int | str, dataset: str) -> int:
 
 @dataclass(frozen=True)
 class ZeroShotOptions(MethodOptions):
-    """`template`: None (the dataset's), `imagenet7`, `imagenet80`, or a text with {}."""
+    """`template`: None (the dataset's), an ensemble (imagenet7, imagenet8, imagenet80), a text with {}, or a file's
+    sentences for each class (`file:prompts.json`; `+file:prompts.json` after a template adds them to it)."""
 
     trains: ClassVar[bool] = False
     template: str | None = None
@@ -313,9 +313,10 @@ class TrainedCacheOptions(CacheOptions, Training):
     """What the trained forms of the caches share; `epochs=None` is the method's own number.
 
     `train_alpha` and `train_beta` hold while the method is trained; None takes those of the untrained cache: `alpha`
-    and `beta`, or what its search on validation finds. `keep`: the result is the `last` epoch, or the `best` on validation, there with the better of both
-    pairs alpha, beta. With `augment.views=epochs` the first `key_views` random views make the keys, and each epoch has
-    a view of its own after them. AdamW has no `momentum`, and there is no warm-up unless `warmup_epochs` asks for one.
+    and `beta`, or what its search on validation finds. `keep`: the result is the `last` epoch, or the `best` on
+    validation, there with the better of both pairs alpha, beta. With `augment.views=epochs` the first `key_views`
+    random views make the keys, and each epoch has a view of its own after them. AdamW has no `momentum`, and there is
+    no warm-up unless `warmup_epochs` asks for one.
     """
 
     lr: float = 0.001
@@ -504,17 +505,10 @@ GDA_COVARIANCES = ("pooled", "per_class")
 
 @dataclass(frozen=True)
 class TextOptions(MethodOptions):
-    """`template`: None is the dataset's own, and on ImageNet the ensemble of the released code, `imagenet_template`."""
+    """`template`: None is the dataset's own; on ImageNet and its variants the released code's, `imagenet_template`."""
 
     imagenet_template: ClassVar[str] = "imagenet7"
     template: str | None = None
-
-    def resolved(self: TextT, shots: int | str, dataset: str) -> TextT:
-        """Return the options with ImageNet's ensemble where no template is given."""
-        options = super().resolved(shots, dataset)
-        if dataset == "imagenet" and options.template is None:
-            return replace(options, template=self.imagenet_template)
-        return options
 
 
 @dataclass(frozen=True)
@@ -582,7 +576,7 @@ class LpPlusPlusOptions(ClassWeightsOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "steps", "alpha_every")
+        check_whole(1, steps=self.steps, alpha_every=self.alpha_every)
         if not 0 <= self.momentum < 1:
             raise CoopError(f"momentum={self.momentum}: give a number from 0 to below 1")
         if self.augment.views not in (0, 1):
@@ -613,10 +607,13 @@ class CrossModalOptions(ClassWeightsOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "steps", "eval_every", "batch_size")
-        check_not_negative(self, "lr", "weight_decay", "warmup_steps", "warmup_lr")
+        check_whole(1, steps=self.steps, eval_every=self.eval_every, batch_size=self.batch_size)
+        check_whole(0, warmup_steps=self.warmup_steps)
+        check_not_negative(self, "lr", "weight_decay", "warmup_lr")
         if self.texts and self.batch_size is not None and self.batch_size % 2:
             raise CoopError(f"batch_size={self.batch_size}: half of a batch is texts, give an even number")
+        if self.augment.views == "epochs":
+            raise CoopError("method=cross_modal has no epochs: give augment.views a number, or 'mirror'")
 
     @property
     def uses_validation(self) -> bool:
@@ -664,7 +661,7 @@ class LinearAdapterOptions(TextOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "steps")
+        check_whole(1, steps=self.steps)
         check_not_negative(self, "lr", "penalty")
         if self.augment.views == "epochs":
             raise CoopError("each step of this method reads one view of all images: give augment.views a number")
@@ -680,14 +677,6 @@ class ProLipOptions(LinearAdapterOptions):
     """As `LinearAdapterOptions`, for the projection itself."""
 
     reads: ClassVar[Tap] = "pre_projection"
-
-
-def check_counts(options: MethodOptions, *names: str) -> None:
-    """Raise CoopError unless these options are whole numbers from 1 on, or None."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise CoopError(f"{name}={value}: give 1 or more")
 
 
 def check_not_negative(options: MethodOptions, *names: str) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 from tabulate import tabulate
 
 from coop.data import load_description
-from coop.runs.grid import study_cells
-from coop.runs.study import Cell, load_study, study_names
+from coop.runs.key import RunKey
+from coop.runs.study import load_study, planned_runs, study_names
 
 STATE = 0.530 / 449  # s for a token's state, there and back: a step with 449 took 530.1 ms on 2 CPU cores (README)
 SUFFIX = 4.3  # states of a class behind the context: (449 - 17) / 100
@@ -42,16 +42,16 @@ class Cost:
     gpu: float = 0.0
 
 
-def cost(cells: Sequence[Cell]) -> Cost:
+def cost(keys: Iterable[RunKey]) -> Cost:
     """Return what different runs cost together."""
-    different = list({repr(sorted(cell.about.items(), key=str)): cell for cell in cells}.values())
+    different = [key.as_dict() for key in dict.fromkeys(keys)]
     out = Cost(runs=len(different))
     for backbone, images in images_of(different).items():
         out.images += images
         out.encoding += images * GFLOP[backbone]
     out.cpu = out.encoding * 1e9 / FLOPS / 3600
-    for cell in different:
-        steps, cpu, gpu = training(cell.about)
+    for about in different:
+        steps, cpu, gpu = training(about)
         out.steps += steps
         out.cpu += cpu / 3600
         out.gpu += gpu / 3600
@@ -81,11 +81,11 @@ def classes_of(about: Mapping[str, Any]) -> int:
     return -(-classes // 2) if about["protocol"] == "base_to_new" else classes
 
 
-def images_of(cells: Iterable[Cell]) -> dict[str, float]:
+def images_of(runs: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Return the views of images that are encoded, by backbone: test sets once, samples as far as they differ."""
     tests: set[tuple[str, str]] = set()
     samples: dict[tuple[str, str, bool], set[tuple[Any, int]]] = {}
-    for about in (cell.about for cell in cells):
+    for about in runs:
         tests |= {(about["backbone"], name) for name in (about["dataset"], *about.get("targets", ()))}
         views = about.get("epochs", 0) != 0 and about.get("augment.views") == 10
         if about["shots"]:
@@ -112,7 +112,7 @@ def drawn_images(dataset: str, drawn: Iterable[tuple[Any, int]]) -> float:
 def main(names: Sequence[str]) -> None:
     """Print a row for each study."""
     shown = [name for name in study_names() if name != "demo"]  # measured: it has a backbone of its own
-    costs = {name: cost(study_cells(load_study(name))) for name in names or shown}
+    costs = {name: cost(run.key for run in planned_runs(load_study(name))) for name in names or shown}
     rows = [(name, c.runs, c.images, c.encoding / 1000, c.steps, c.cpu, c.gpu) for name, c in costs.items()]
     headers = ["study", "runs", "views", "TFLOP", "steps", "CPU hours", "original, RTX 3090, hours"]
     print(tabulate(rows, headers, floatfmt=",.0f"))

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,7 +28,25 @@ from torch import Tensor
 from coop.clip.backbone import Backbone, load_backbone
 from coop.machine import keep_freed_memory
 from coop.methods.coop import PromptLearner
+from experiments import speed_encoding, speed_process
 from experiments.speed_cocoop import measure, report
+
+
+@dataclass(frozen=True)
+class StepSpeed:
+    """What one step of a setting took: median seconds of each way, and how far from the machine's limit ours is."""
+
+    tokens: int  # token states that our step computes
+    plain_tokens: int
+    gradient_error: float  # relative, between ours and the plain way
+    seconds: dict[str, float]  # ours, plain_text (cached images), plain
+    flops: float  # of our step's linear layers
+    rate: float  # FLOP/s of a matrix product of the tower's size
+
+    @property
+    def share(self) -> float:
+        """The share of the matrix-product rate that our step achieves."""
+        return self.flops / self.seconds["ours"] / self.rate
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,11 +57,42 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     if args.cocoop:
         print(report(measure(threads=args.threads or torch.get_num_threads())))
-        return
-    if args.memory_only:
+    elif args.encoding:
+        speed_encoding.main(args.architecture, args.repeats)
+    elif args.process:
+        speed_process.main(args.repeats)
+    elif args.memory_only:
         print(f"{_peak_memory(args):.2f}")
-        return
-    backbone = load_backbone(args.architecture, "random", args.device, args.precision)
+    else:
+        _print_step(args)
+
+
+def _print_step(args: argparse.Namespace) -> None:
+    architecture = args.architecture or "RN50"
+    cuda = torch.device(args.device).type == "cuda"
+    where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{architecture}, {args.classes} classes, M = {args.n_ctx} {args.ctx_position}, batch {args.batch_size}, ")
+    print(f"{args.precision}, {where}")
+    step = measure_step(args)
+    print(f"token states: {step.tokens} of {step.plain_tokens} ({step.plain_tokens / step.tokens:.1f}x fewer)")
+    print(f"relative difference of the gradients: {step.gradient_error:.1e}")
+    for name, text in (("ours", "our step"), ("plain_text", "plain text, cached images"), ("plain", "plain step")):
+        seconds = step.seconds[name]
+        print(f"{text:28} {1000 * seconds:9.1f} ms  {seconds / step.seconds['ours']:6.1f}x")
+    done = step.flops / step.seconds["ours"]
+    print(f"our step computes {done / 1e9:.0f} GFLOP/s, {step.share:.0%} of {step.rate / 1e9:.0f} in matrix products")
+    if cuda:
+        print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+    command = [sys.executable, "-m", "experiments.speed", "--memory-only", "--classes", "1000", "--device", args.device]
+    command += ["--architecture", architecture, "--precision", args.precision, "--n-ctx", str(args.n_ctx)]
+    command += ["--ctx-position", args.ctx_position, *(["--class-specific"] * args.class_specific)]
+    peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    print(f"peak resident memory of a process that takes one step at 1000 classes: {peak} GiB")
+
+
+def measure_step(args: argparse.Namespace) -> StepSpeed:
+    """Time one training step in each way; `args` are this module's options."""
+    backbone = load_backbone(args.architecture or "RN50", "random", args.device, args.precision)
     learner = _learner(backbone, args)
     images, labels = _batch(backbone, args)
     features = backbone.encode_images(images)
@@ -59,32 +109,12 @@ def main(arguments: list[str] | None = None) -> None:
     def plain() -> None:
         loss(plain_class_features(learner), backbone.encode_images(images)).backward()
 
-    computed, every = learner.encoder.tokens, backbone.tower.context_length * args.classes
-    where = (
-        torch.cuda.get_device_name() if backbone.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    )
-    print(
-        f"{args.architecture}, {args.classes} classes, M = {args.n_ctx} {args.ctx_position}, batch {args.batch_size}, "
-    )
-    print(f"{args.precision}, {where}")
-    print(f"token states: {computed} of {every} ({every / computed:.1f}x fewer)")
-    _compare_gradients(learner, loss, features)
-    times = _times({"ours": ours, "plain_text": plain_text, "plain": plain}, args.repeats, backbone.device)
-    for name, text in (("ours", "our step"), ("plain_text", "plain text, cached images"), ("plain", "plain step")):
-        print(f"{text:28} {1000 * times[name]:9.1f} ms  {times[name] / times['ours']:6.1f}x")
-    done, rate = _step_flops(learner) / times["ours"], _matrix_rate(backbone)
-    print(
-        f"our step computes {done / 1e9:.0f} GFLOP/s, {done / rate:.0%} of {rate / 1e9:.0f} GFLOP/s in matrix products"
-    )
+    error = _gradient_error(learner, loss, features)
     if backbone.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        ours()
-        print(f"peak GPU memory of our step: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
-    command = [sys.executable, "-m", "experiments.speed", "--memory-only", "--classes", "1000", "--device", args.device]
-    command += ["--architecture", args.architecture, "--precision", args.precision, "--n-ctx", str(args.n_ctx)]
-    command += ["--ctx-position", args.ctx_position, *(["--class-specific"] * args.class_specific)]
-    peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    print(f"peak resident memory of a process that takes one step at 1000 classes: {peak} GiB")
+    seconds = _times({"ours": ours, "plain_text": plain_text, "plain": plain}, args.repeats, backbone.device)
+    tokens, plain_tokens = learner.encoder.tokens, backbone.tower.context_length * args.classes
+    return StepSpeed(tokens, plain_tokens, error, seconds, _step_flops(learner), _matrix_rate(backbone))
 
 
 def plain_class_features(learner: PromptLearner) -> Tensor:
@@ -116,15 +146,14 @@ def _batch(backbone: Backbone, args: argparse.Namespace) -> tuple[Tensor, Tensor
     return images.to(backbone.device), labels.to(backbone.device)
 
 
-def _compare_gradients(learner: PromptLearner, loss: Callable[[Tensor, Tensor], Tensor], features: Tensor) -> None:
+def _gradient_error(learner: PromptLearner, loss: Callable[[Tensor, Tensor], Tensor], features: Tensor) -> float:
     gradients: list[Tensor] = []
     for text in (learner.class_features, lambda: plain_class_features(learner)):
         learner.ctx.grad = None
         loss(text(), features).backward()
         assert learner.ctx.grad is not None
         gradients.append(learner.ctx.grad.clone())
-    error = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
-    print(f"relative difference of the gradients: {error:.1e}")
+    return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
 
 
 def _times(ways: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, float]:
@@ -164,7 +193,7 @@ def _matrix_rate(backbone: Backbone) -> float:
 
 
 def _peak_memory(args: argparse.Namespace) -> float:
-    backbone = load_backbone(args.architecture, "random", args.device, args.precision)
+    backbone = load_backbone(args.architecture or "RN50", "random", args.device, args.precision)
     _learner(backbone, args).class_features().sum().backward()
     return peak_resident_memory()
 
@@ -178,9 +207,14 @@ def peak_resident_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+def step_arguments(**changed: object) -> argparse.Namespace:
+    """Return this module's default options with some of them changed, for `measure_step`."""
+    return argparse.Namespace(**{**vars(_arguments([])), **changed})
+
+
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.speed", description="one training step, timed")
-    parser.add_argument("--architecture", default="RN50")
+    parser.add_argument("--architecture", help="RN50; --encoding: lit_lite, RN50 and ViT-B-32")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--n-ctx", type=int, default=16)
     parser.add_argument("--ctx-position", default="end")
@@ -191,6 +225,8 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of the CPU; all unless given")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cocoop", action="store_true", help="time CoCoOp's step instead (experiments.speed_cocoop)")
+    parser.add_argument("--encoding", action="store_true", help="time image encoding (experiments.speed_encoding)")
+    parser.add_argument("--process", action="store_true", help="time thread and memory settings (speed_process)")
     parser.add_argument("--memory-only", action="store_true", help="print the peak memory of one step, in GiB")
     return parser.parse_args(arguments)
 

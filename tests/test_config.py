@@ -83,9 +83,7 @@ def test_a_key_that_a_method_lacks_is_told_in_a_sweep() -> None:
     """Where it applies to one method at least; and what differs in such keys alone is one run."""
     jobs, unused = sweep(["method=zero_shot,coop,linear_probe", "shots=1,2", "lr=0.1", "momentum=0.8", "n_ctx=2,4"])
     assert [job["method"] for job in jobs] == ["zero_shot"] + ["coop"] * 4 + ["linear_probe"] * 2
-    assert unused == (
-        "shots does not apply to zero_shot; lr, momentum, n_ctx do not apply to zero_shot, linear_probe"
-    )
+    assert unused == ("shots does not apply to zero_shot; lr, momentum, n_ctx do not apply to zero_shot, linear_probe")
     jobs, unused = sweep(["method=coop,kgcoop", "n_ctx=2,4"])
     assert [(job["method"], job.get("n_ctx")) for job in jobs] == [("coop", 2), ("coop", 4), ("kgcoop", None)]
     assert run_config({"method": "kgcoop", "ctx_init": None, "n_ctx": 16}).options.n_ctx == 16

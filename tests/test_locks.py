@@ -62,7 +62,9 @@ def test_what_others_do_of_a_run(other: tuple[Connection, int], tmp_path: Path) 
         pipe.send((folder, ours))
         assert pipe.poll(60) and pipe.recv() is Access.GRANTED
         meanwhile = RunLocks([folder])
-        assert access_to(ours, folder) is Access.BUSY and access_to(meanwhile, folder) is Access.BUSY and is_locked(folder)
+        assert (
+            access_to(ours, folder) is Access.BUSY and access_to(meanwhile, folder) is Access.BUSY and is_locked(folder)
+        )
         if how == "kill":
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -202,9 +202,19 @@ def test_cross_modal_keeps_the_first_best_step_of_the_first_best_setting(tiny_ba
                 tried.append((correct(probe.logits(val.test_view), val), one, steps, probe.state()["weight"].clone()))
     found, one, steps, weight = max(tried, key=lambda row: row[0])
     assert len({row[0] for row in tried}) > 1
-    assert (notes["val_accuracy"], notes["step"], notes["settings_tried"]) == (pytest.approx(found), steps, 6)
+    assert (notes["val_accuracy"], notes["step"], notes["settings_tried"]) == (pytest.approx(found), steps, 18)
     assert {key: notes[key] for key in one} == one
     torch.testing.assert_close(method.state()["weight"], weight)
+
+
+@pytest.mark.parametrize(
+    ("classes", "texts", "sizes"), [(5, True, [8]), (5, False, [8]), (3, True, [4]), (2, False, [7])]
+)
+def test_cross_modal_batch_sizes_fit(tiny_backbone: Backbone, classes: int, texts: bool, sizes: list[int]) -> None:
+    whole = sample(tiny_backbone, shots=2, views=2)
+    data = part_of(whole, whole.labels < classes)
+    method = CrossModal(tiny_backbone, Classes(NAMES[:classes]), CrossModalOptions(texts=texts))
+    assert sorted({setting.batch_size for setting in method.settings(data)}) == sizes
 
 
 def test_cross_modal_takes_every_sentence_of_a_class(tiny_backbone: Backbone, tmp_path: Path) -> None:
@@ -223,7 +233,7 @@ def test_cross_modal_refusals(tiny_backbone: Backbone) -> None:
     data = sample(tiny_backbone, shots=2, views=2)
     with pytest.raises(CoopError, match="give all three"):
         CrossModal(tiny_backbone, CLASSES, CrossModalOptions()).fit(data, nothing(tiny_backbone))
-    with pytest.raises(CoopError, match="batch_size=32 is too large"):
+    with pytest.raises(CoopError, match="batch_size of 32 .* 20 views of images and 5 prompts: give 8 or less"):
         CrossModal(tiny_backbone, CLASSES, CrossModalOptions(batch_size=32)).fit(data, data)
     with pytest.raises(CoopError, match="even number"):
         CrossModalOptions(batch_size=9)

@@ -93,9 +93,22 @@ def test_released_settings_follow_shots_and_dataset() -> None:
         200
     ] * 3
     assert TaskResOptions(epochs=7).resolved(1, "dtd").epochs == 7
-    assert TaskResOptions().resolved(1, "dtd").template is None
-    assert TaskResOptions().resolved(1, "imagenet").template == "imagenet8"
-    assert TaskResOptions(template="a {}").resolved(1, "imagenet").template == "a {}"
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "imagenet_a"])
+def test_imagenet_has_eight_templates(tiny_backbone: Backbone, dataset: str) -> None:
+    method = TaskRes(tiny_backbone, Classes(NAMES, "a photo of a {}.", dataset), TaskResOptions())
+    templates = [
+        "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",
+        "a {} in a video game.", "art of the {}.", "a photo of the small {}.", "a photo of a {}.",
+    ]  # fmt: skip
+    with torch.no_grad():
+        expected = torch.stack([encode(tiny_backbone, [t.format(name) for name in NAMES]) for t in templates]).mean(
+            dim=0
+        )
+    torch.testing.assert_close(method.text, expected, rtol=1e-4, atol=1e-4)
+    given = TaskRes(tiny_backbone, method.classes, TaskResOptions(template="a photo of a {}."))
+    torch.testing.assert_close(given.text, raw_text(tiny_backbone), rtol=1e-4, atol=1e-4)
 
 
 def test_a_new_view_in_every_epoch(tiny_backbone: Backbone) -> None:

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from coop.report.content import Bars, Curves, Detail, Grid, Line, Panel, Report, Value, Words
+from coop.report.build import Report
+from coop.report.detail import Detail
+from coop.report.figures import Bars, Curves, Line, Panel
+from coop.report.frame import Value
 from coop.report.page import render_page, write_page
+from coop.report.tables import Grid, shown
+from coop.report.words import Words
 from tests.page_parser import Page
 from tests.page_sample import ALL, report
 
@@ -24,20 +29,20 @@ def page(sample: Report) -> Page:
 
 
 def bare(*parts: Grid | Curves | Bars | Words | Detail) -> Report:
-    return Report("name", "Title", "a paper", "about", (), 0, 0, 0, "now", (), parts)
+    return Report("name", "Title", "a paper", "about", (), (), 0, 0, 0, "now", (), parts)
 
 
 def test_every_number_of_a_table_is_printed(page: Page, sample: Report) -> None:
     grid = next(part for part in sample.parts if isinstance(part, Grid))
     text = page.text("accuracy")
     for keys, values in grid.rows:
-        assert all(key in text for key in keys)
+        assert all(shown("dataset", key) in text for key in keys)
         for value in values:
             if value is None or value.mean is None:
                 continue
             assert f"{value.mean:.2f}" in text
             assert value.difference is None or f"{value.difference:+.2f}" in text.replace(" 0.00", " +0.00")
-            assert f"±{value.std:.2f}" in text or value.n == 1
+            assert value.std is None or f"±{value.std:.2f}" in text
             for one in value.published:
                 assert (f"paper {one.value:.2f}" if one.verified else f"{one.value:.2f} UNVERIFIED") in text
 
@@ -52,7 +57,7 @@ def test_unverified_numbers_are_never_compared(page: Page, sample: Report) -> No
 def test_states_are_said(page: Page) -> None:
     text = page.text("accuracy")
     assert "missing" in text and "failed" in text and "n 2/3" in text
-    assert "ucf101 missing" in page.text("curves") and "24 of 26 points" in page.text("curves")
+    assert "UCF101 missing" in page.text("curves") and "24 of 26 points" in page.text("curves")
 
 
 def test_every_run_can_be_traced(page: Page, sample: Report) -> None:
@@ -62,8 +67,8 @@ def test_every_run_can_be_traced(page: Page, sample: Report) -> None:
     values = {value for _, row in grid.rows for value in row if value is not None and value.runs}
     traced = {tuple(data["runs"][index] for index in record.get("runs", ())) for record in data["values"]}
     assert {value.runs for value in values} <= traced
-    buttons = [attrs for attrs in page.all("button") if "data-v" in attrs]
-    assert buttons and all(int(attrs["data-v"]) < len(data["values"]) for attrs in buttons)
+    buttons = [attrs for attrs in page.all("button") if "data-n" in attrs]
+    assert buttons and all(int(attrs["data-n"][1:]) < len(data["values"]) for attrs in buttons)
 
 
 def test_every_point_is_drawn_where_its_value_is(page: Page, sample: Report) -> None:
@@ -71,10 +76,12 @@ def test_every_point_is_drawn_where_its_value_is(page: Page, sample: Report) -> 
     curves = next(part for part in sample.parts if isinstance(part, Curves))
     panel = next(panel for panel in curves.panels if panel.title == "caltech101")
     points = {}
-    for attrs in page.all("use"):
-        found = re.fullmatch(r"caltech101, linear probe, shots (\d+): ([\d.]+) ± [\d.]+", attrs.get("aria-label", ""))
+    for attrs in page.all("path"):
+        words = r"Caltech101, linear probe, shots (\d+): ([\d.]+) ± [\d.]+, n 3"
+        found = re.fullmatch(words, attrs.get("aria-label", ""))
         if found:
-            points[int(found[1])] = (float(found[2]), float(attrs["x"]), float(attrs["y"]))
+            x, y = map(float, re.findall(r"[\d.]+", attrs["transform"]))
+            points[int(found[1])] = (float(found[2]), x, y)
     line = next(line for line in panel.lines if line.label == "linear probe")
     assert {x: f"{value.mean:.1f}" for x, value in line.points} == {x: f"{p[0]:.1f}" for x, p in points.items()}
     steps = [points[b][1] - points[a][1] for a, b in ((1, 2), (2, 4), (4, 8), (8, 16))]
@@ -87,9 +94,8 @@ def test_words_are_printed_with_their_distance(page: Page, sample: Report) -> No
     text = page.text("words")
     for part in sample.parts:
         if isinstance(part, Words):
-            for word in (word for row in part.vectors for word in row):
-                shown = word.text if word.whole or word.text.startswith("<") else f"{word.text}-"
-                assert f"{shown} {word.distance:.2f}" in text
+            for word, whole, distance in (near for row in part.vectors for near in row):
+                assert f"{word if whole or word.startswith('<') else f'{word}-'} {distance:.2f}" in text
 
 
 def test_details_say_every_class_error_and_confusion(page: Page, sample: Report) -> None:
@@ -108,7 +114,7 @@ def test_endings(page: Page, sample: Report) -> None:
     for one in sample.missing:
         assert one.command in page.text("missing") and one.error in page.text("missing")
     for other in sample.reproductions:
-        assert all(word in page.text("reproductions") for word in (other.published, other.reproduced, other.source))
+        assert all(word in page.text("reproductions") for word in other.values())
     assert all(version in page.text("notes") for _, version in sample.versions)
 
 
@@ -121,7 +127,7 @@ def test_a_report_of_nothing(tmp_path: Path) -> None:
         Detail("dtd", "a", "b", (), (), (), ()),
     )
     page = Page(render_page(bare(*parts)))
-    assert "dtd missing" in page.text("c") and "dtd missing" in page.text("b") and "potd 1.71" in page.text("words")
+    assert "DTD missing" in page.text("c") and "DTD missing" in page.text("b") and "potd 1.71" in page.text("words")
 
 
 def test_a_full_study_is_under_two_megabytes() -> None:

@@ -9,6 +9,7 @@ from coop.report.page import write_page
 from tests.page_parser import contrast
 from tests.page_sample import report
 
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 pytest.importorskip("selenium", reason="selenium is not installed (the extra `test`)")
 
 from selenium.webdriver.common.keys import Keys  # noqa: E402
@@ -106,7 +107,7 @@ def test_everything_has_a_name(page: Driver) -> None:
         "[role=region]",
         "nav",
         ".pt",
-        "figure svg[role]",
+        "svg.chart[role]",
     ):
         seen = "return [...document.querySelectorAll(arguments[0])].filter(element => element.checkVisibility())"
         elements = page.execute_script(seen, selector)

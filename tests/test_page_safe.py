@@ -1,34 +1,22 @@
 """The page needs nothing else, runs nothing but its own script, and can be read: without a browser."""
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 
-from coop.report.content import (
-    Bars,
-    ClassGain,
-    Confusion,
-    Curves,
-    Detail,
-    Example,
-    Grid,
-    Line,
-    Missing,
-    NearWord,
-    Panel,
-    Published,
-    Report,
-    Reproduction,
-    Value,
-    Words,
-)
+from coop.report.build import Report
+from coop.report.detail import Bin, ClassGain, Confusion, Detail, Example
+from coop.report.figures import COLOURS, Bars, Curves, Line, Panel
+from coop.report.frame import Published, Value
 from coop.report.page import render_page
+from coop.report.summary import Missing
+from coop.report.tables import Grid
+from coop.report.words import Words
 from tests.page_parser import Page, contrast
 from tests.page_sample import NASTY, report
 
-STATIC = Path(__file__).resolve().parents[1] / "coop/report/page/static"
+REPORT = Path(__file__).resolve().parents[1] / "coop" / "report"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +39,7 @@ def test_nothing_is_loaded(page: Page, source: str) -> None:
                 assert value.startswith("#") or value == "data:,", (tag, key, value)
         assert not any(key.startswith("on") for key in attrs), (tag, attrs)
     assert "url(" not in source and "@import" not in source
-    code = "".join((STATIC / name).read_text() for name in os.listdir(STATIC) if name.endswith(".js"))
+    code = (REPORT / "page.js").read_text(encoding="utf-8")
     assert not re.search(r"fetch\(|XMLHttpRequest|import\(|innerHTML|eval\(|https?:", code)
 
 
@@ -84,15 +72,19 @@ def everywhere(text: str) -> Report:
     done = Value("done", 1.0, None, 1, 1, 0.0, (text,), (1,), note=text)
     panels = (Panel(text, (Line(text, ((0.0, done),), ((0.0, theirs),), star=True),)), Panel(text, ()))
     gain = ClassGain(text, 1.0, 2.0, 3, (Example("data:image/jpeg;base64,", text, text, text),))
+    bins = (Bin(0.0, 50.0, 3, 20.0, 30.0),)
     parts = (
         Grid(text, text, (text, text), (text,), (((text, text), (failed,)), ((text, text), (done,))), (text,)),
-        Curves(text, text, text, text, panels),
+        Curves(text, text, text, text, panels, notes=(text,)),
         Bars(text, text, text, ((text, done),), ((text, theirs),)),
-        Words(text, text, ((NearWord(text, False, 1.0),),), ((text, 1.0, False),)),
-        Detail(text, text, text, (text,), (gain,), ((text, 1.0, ()),), (Confusion(text, text, 1.0, 2.0, 3),), text),
+        Words(text, text, (((text, False, 1.0),),), ((text, 1.0, False),)),
+        Detail(text, text, text, (text,), (gain,), ((text, 1.0, bins),), (Confusion(text, text, 1.0, 2.0, 3),), text),
     )
-    missing, other = Missing(text, 1, 1, text, text), Reproduction(text, text, text, text, text)
-    return Report(text, text, text, text, (text,), 1, 1, 1, text, ((text, text),), parts, (other,), (missing,), (text,))
+    missing, other = Missing(text, 1, 1, text, text), dict.fromkeys(("what", "published", "reproduced", "source", "note"), text)
+    pair = ((text, text),)
+    return Report(
+        text, text, text, text, pair, (text,), 1, 1, 1, text, pair, parts, (other,), (missing,), pair, (text,)
+    )
 
 
 @pytest.mark.parametrize("text", ['"><script>alert(1)</script>', "'><i x='", "</style><b>", "{{ 7 * 7 }}", "&amp;"])
@@ -110,10 +102,10 @@ def test_every_text_of_a_report_is_escaped(text: str) -> None:
 @pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
 def test_colours_can_be_told_from_the_paper(mode: int) -> None:
     """Text 4.5 : 1, marks and bars 3 : 1 (WCAG 1.4.3 and 1.4.11)."""
-    pairs = re.findall(r"--(\w+): light-dark\(#(\w{6}), #(\w{6})\)", (STATIC / "style.css").read_text())
+    pairs = re.findall(r"--(\w+): light-dark\(#(\w{6}), #(\w{6})\)", (REPORT / "page.css").read_text(encoding="utf-8"))
     colours = {name: list(bytes.fromhex(pair[mode])) for name, *pair in pairs}
     for name in ("ink", "muted", "link", "up", "down", "grey"):
         assert contrast(colours[name], colours["paper"]) >= 4.5, name
-    for name in (f"s{number}" for number in range(8)):
-        assert contrast(colours[name], colours["paper"]) >= 3, name
+    for pair in COLOURS:
+        assert contrast(list(bytes.fromhex(pair[mode][1:])), colours["paper"]) >= 3, pair
     assert contrast(colours["edge"], colours["paper"]) >= 3

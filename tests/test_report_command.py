@@ -57,7 +57,7 @@ def test_page_tables_and_figures(arguments: list[str], tmp_path: Path, capsys: p
 
     for name in ("curves", "gains"):
         heads = [(out / "figures" / f"{name}.{form}").read_bytes()[:5] for form in ("png", "pdf", "svg")]
-        assert heads == [b"\x89PNG\r", b"%PDF-", b"<?xml"]
+        assert heads == [b"\x89PNG\r", b"%PDF-", b"<svg "]
     assert r"\toprule" in (out / "tables" / "table.tex").read_text()
     words = pd.read_csv(out / "tables" / "words.csv")
     assert words.empty or set(words["rank"]) == {1, 2, 3, 4, 5}
@@ -76,17 +76,32 @@ def test_a_second_report_takes_the_place_of_the_first(arguments: list[str], tmp_
     assert not [path for path in second if path.name.startswith("gains") or path.suffix == ".tmp"]
 
 
-def test_nothing_done_is_a_report_with_a_warning(
+def test_nothing_done_is_an_error_with_the_command(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
     grid = [text for text in arguments if not text.startswith("results=")]
     where = ["--output", str(tmp_path / "report")]
-    assert main(["report", "few_shot", *grid, f"results={tmp_path / 'empty'}", *where]) == 0
+    assert main(["report", "few_shot", *grid, f"results={tmp_path / 'empty'}", *where]) == 2
     err = capsys.readouterr().err
     assert "nothing" in err and "coop run -m +experiment=few_shot" in err and len(err.strip().splitlines()) == 1
-    table = pd.read_csv(tmp_path / "report" / "tables" / "table.csv")
-    assert set(table["state"]) == {"missing"} and table["mean"].isna().all()
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_results_folder_has_a_report(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every finished run is in it, a damaged one is named, and runs can be chosen."""
+    results = shutil.copytree(results_of(arguments), tmp_path / "mine")
+    (damaged,) = results.glob("colours/tiny/zero_shot/*/result.json")
+    damaged.write_text("{")
+    assert main(["report", str(results), "--output", str(tmp_path / "report")]) == 0
+    assert damaged.parent.name in capsys.readouterr().err
+    table = pd.read_csv(tmp_path / "report" / "tables" / "accuracy.csv")
+    assert table["n"].sum() == len(list(results.rglob("result.json"))) - 1 == 12
+    assert damaged.parent.name in (tmp_path / "report" / "index.html").read_text()
+    assert main(["report", str(results), "shots=1", "--output", str(tmp_path / "report")]) == 0
+    assert set(pd.read_csv(tmp_path / "report" / "tables" / "accuracy.csv")["column"]) == {"1 shot"}
 
 
 def test_mistakes_are_one_sentence(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

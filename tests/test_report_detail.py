@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,17 +14,15 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, recall_score
 
 from coop.cli import main
-from coop.report.cells import Record, records_of
-from coop.report.content import Detail
-from coop.report.detail import Details
-from coop.report.prompts import Prompts
-from coop.report.runs import Runs
-from coop.runs.store import read_predictions
-from coop.runs.study import Cell, plan
+from coop.report.detail import Detail, Details, Runs
+from coop.report.frame import planned, with_difference
+from coop.report.words import ReportWords
+from coop.runs.store import Predictions, read_predictions, stored_runs
+from coop.runs.study import DetailPart, WordsPart
 from tests.small_place import make_place, words_for
 
 COLOURS = {"red cup": (200, 30, 30), "green leaf": (30, 200, 30), "blue car": (30, 30, 200), "brown bag": (99, 60, 20)}
-SHOW = {"kind": "detail", "label": "CoOp", "baseline": "zero-shot", "where": {"shots": 2}}
+SHOW = DetailPart(label="CoOp", baseline="zero-shot", where={"shots": 2})
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +53,21 @@ def results(place: Path, tmp_path: Path) -> Path:
     return shutil.copytree(place / "results", tmp_path / "results")
 
 
-def records(results: Path) -> list[Record]:
-    cells = []
-    for path in sorted(results.rglob("result.json")):
-        about = {k: v for k, v in json.loads(path.read_text())["identity"].items() if k != "data"}
-        label = "zero-shot" if about["method"] == "zero_shot" else "CoOp"
-        cells.append(Cell(label, about, ("colours",), (path.parent.name,)))
-    return records_of(plan(cells, results))
+def frame_of(results: Path) -> pd.DataFrame:
+    runs = stored_runs(results)
+    plan = [("zero-shot" if r.key.method == "zero_shot" else "CoOp", r.key, ("colours",)) for r in runs if r.key]
+    return with_difference(planned(plan, runs, results))
 
 
 def detail_of(results: Path) -> Detail:
-    (detail,), notes = Details(Runs(results))(records(results), SHOW)
+    (detail,), notes = Details(Runs(results))(frame_of(results), SHOW)
     assert notes == []
     return detail
 
 
-def kept(results: Path, method: str) -> list[dict[str, Any]]:
+def kept(results: Path, method: str) -> list[Predictions]:
     folders = sorted(path.parent for path in results.rglob(f"{method}/*/result.json"))
-    return [{key: value.numpy() for key, value in read_predictions(folder)["colours"].items()} for folder in folders]
+    return [read_predictions(folder)["colours"] for folder in folders]
 
 
 def test_classes_are_sorted_by_their_gain(results: Path) -> None:
@@ -81,14 +75,14 @@ def test_classes_are_sorted_by_their_gain(results: Path) -> None:
     learned, (zero,) = kept(results, "coop"), kept(results, "zero_shot")
     assert len(learned) == 2 and len(detail.runs) == 2
     names = sorted(COLOURS)
-    after = 100 * np.mean([recall_score(run["label"], run["predicted"], average=None) for run in learned], axis=0)
-    before = 100 * recall_score(zero["label"], zero["predicted"], average=None)
+    after = 100 * np.mean([recall_score(run.label, run.predicted, average=None) for run in learned], axis=0)
+    before = 100 * recall_score(zero.label, zero.predicted, average=None)
     found = {gain.name: gain for gain in detail.classes}
     assert set(found) == set(names) and len(set(after - before)) > 1
     for i, name in enumerate(names):
         assert found[name].learned == pytest.approx(after[i], abs=1e-4)
         assert found[name].baseline == pytest.approx(before[i], abs=1e-4)
-        assert found[name].n == int((zero["label"] == i).sum())
+        assert found[name].n == int((zero.label == i).sum())
     gains = [gain.learned - gain.baseline for gain in detail.classes]
     assert gains == sorted(gains, reverse=True)
 
@@ -97,8 +91,8 @@ def test_reliability_is_scikit_learns_and_its_error_the_results(results: Path) -
     detail = detail_of(results)
     for (label, ece, bins), method in zip(detail.reliability, ("coop", "zero_shot"), strict=True):
         runs = kept(results, method)
-        sure = np.concatenate([run["confidence"] for run in runs])
-        right = np.concatenate([run["predicted"] == run["label"] for run in runs])
+        sure = np.concatenate([run.confidence for run in runs])
+        right = np.concatenate([run.predicted == run.label for run in runs])
         assert sure.max() < 1  # torchmetrics has a bin of its own for 1.0
         accuracy, confidence = calibration_curve(right, sure, n_bins=15)
         there = [one for one in bins if one.n]
@@ -119,8 +113,8 @@ def test_confusions_are_those_of_the_matrix(results: Path) -> None:
     detail = detail_of(results)
     learned, (zero,) = kept(results, "coop"), kept(results, "zero_shot")
     names = sorted(COLOURS)
-    ours = np.mean([confusion_matrix(run["label"], run["predicted"], labels=range(4)) for run in learned], axis=0)
-    theirs = confusion_matrix(zero["label"], zero["predicted"], labels=range(4))
+    ours = np.mean([confusion_matrix(run.label, run.predicted, labels=range(4)) for run in learned], axis=0)
+    theirs = confusion_matrix(zero.label, zero.predicted, labels=range(4))
     off = ~np.eye(4, dtype=bool)
     assert len(detail.confusions) == int((ours[off] > 0).sum()) > 0
     for one in detail.confusions:
@@ -144,9 +138,9 @@ def test_examples_are_images_that_changed(results: Path, place: Path) -> None:
         files = [place / "noisy" / "test" / gain.name / f"{i}.png" for i in range(gain.n)]
         small = [np.asarray(Image.open(file).resize(mine.shape[1::-1]), dtype=float) for file in files]
         which = int(np.argmin([np.abs(mine - one).mean() for one in small]))
-        index = np.flatnonzero(zero["label"] == names.index(gain.name))[which]
+        index = np.flatnonzero(zero.label == names.index(gain.name))[which]
         assert (
-            example.baseline == names[zero["predicted"][index]] and example.learned == names[first["predicted"][index]]
+            example.baseline == names[zero.predicted[index]] and example.learned == names[first.predicted[index]]
         )
         right = example.learned if gain.learned > gain.baseline else example.baseline
         assert right == example.label and example.learned != example.baseline
@@ -178,22 +172,23 @@ def test_runs_without_predictions_still_have_classes(results: Path) -> None:
 
 
 def test_words_need_the_backbone(results: Path, place: Path) -> None:
-    show = {"kind": "words", "label": "CoOp", "where": {"shots": 2}}
+    show = WordsPart(label="CoOp", where={"shots": 2})
     published = pd.DataFrame(
         columns=["label", "dataset", "backbone", "shots", "position", "word", "distance", "verified"]
     )
-    (words,), notes = Prompts(Runs(results), published, "cpu")(records(results), show)
+    (words,), notes = ReportWords(results, published, unverified=True)(frame_of(results), show)
     assert "seed1" in words.run and notes == [] and [len(near) for near in words.vectors] == [5, 5, 5]
     for near in words.vectors:
-        assert [word.distance for word in near] == sorted(word.distance for word in near)
-        assert all(word.whole and word.text.isalpha() for word in near)
+        distances = [distance for _, _, distance in near]
+        assert distances == sorted(distances) and all(whole and text.isalpha() for text, whole, _ in near)
 
     row = {"label": "CoOp", "dataset": "colours", "backbone": "tiny", "shots": 2, "distance": 1.5, "verified": False}
     published = pd.DataFrame([row | {"position": 2, "word": "sea"}, row | {"position": 1, "word": "sky"}])
     (place / "tiny.pt").rename(place / "away.pt")
     try:
-        (words,), notes = Prompts(Runs(results), published, "cpu")(records(results), show)
+        (words,), notes = ReportWords(results, published, unverified=True)(frame_of(results), show)
     finally:
         (place / "away.pt").rename(place / "tiny.pt")
     assert words.vectors == () and words.published == (("sky", 1.5, False), ("sea", 1.5, False))
     assert "cannot be loaded here" in notes[0]
+    assert ReportWords(results, published)(frame_of(results), show)[0][0].published == ()  # never checked: on request

@@ -188,7 +188,8 @@ def layer_norm(
 ) -> Float[Tensor, "*b d"]:
     """Normalise in float32 at least, whatever the tower's precision, and return `dtype`; `gain_bias` replaces both."""
     gain, bias = gain_bias or (norm.weight, norm.bias)
-    return F.layer_norm(wide(x), norm.normalized_shape, wide(gain), wide(bias), norm.eps).to(dtype)
+    x = wide(x)
+    return F.layer_norm(x, norm.normalized_shape, gain.to(x.dtype), bias.to(x.dtype), norm.eps).to(dtype)
 
 
 def quick_gelu(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:

@@ -213,6 +213,33 @@ class TrainedMethod(Method):
         self.reset_cache()
 
 
+def prompt_features(
+    backbone: Backbone, classes: Classes, template: str | None, underscores: bool = False
+) -> tuple[Float[Tensor, "s e"], Int[Tensor, " s"]]:
+    """Return the features, not normalised, of every prompt that `template` stands for, by class, and their classes.
+
+    These are templates (see `expand_template`), the class's sentences in a file (`file:prompts.json`), or both
+    (`a photo of a {}.+file:prompts.json`; with nothing before the +, the dataset's own template). `underscores` keeps
+    the underscores of class names in templates; else they are spaces.
+    """
+    before, both, path = (template or "").partition(f"+{PROMPT_FILE}")
+    file = PROMPT_FILE + path if both else template if template and template.startswith(PROMPT_FILE) else None
+    each = torch.arange(len(classes.names), device=backbone.device)
+    features, of_class = [], []
+    if both or not file:
+        templates = expand_template((before or None) if both else template, classes.template, classes.dataset)
+        for text in track(templates, "encoding templates", len(templates)):
+            features.append(backbone.encode_template(text, classes.names, underscores))
+            of_class.append(each)
+    if file:
+        sentences = read_prompt_file(file, classes.names)
+        features.append(backbone.encode_texts([text for texts in sentences for text in texts]))
+        numbers = torch.tensor([len(texts) for texts in sentences], device=backbone.device)
+        of_class.append(each.repeat_interleave(numbers))
+    labels, order = torch.cat(of_class).sort(stable=True)
+    return torch.cat(features)[order], labels
+
+
 def text_features(
     backbone: Backbone,
     classes: Classes,
@@ -220,35 +247,16 @@ def text_features(
     average: Average = "unit",
     underscores: bool = False,
 ) -> Float[Tensor, "c e"]:
-    """Return one feature per class: the average over the prompts that `template` stands for.
+    """Return one feature per class: the average over its prompts; see `prompt_features`.
 
-    These are templates (see `expand_template`), the class's sentences in a file (`file:prompts.json`), or both
-    (`a photo of a {}.+file:prompts.json`; with nothing before the +, the dataset's own template).
     Papers average in two ways. "unit": each prompt's feature made unit, their mean made unit again (CLIP, LP++, GDA,
     ProLIP, Tip-Adapter, APE). "raw": the mean of the features as they are, not normalised (TaskRes, CLAP; the
-    cross-modal probe makes this mean unit). `underscores` keeps the underscores of class names (TaskRes, CLAP); else
-    they are spaces.
+    cross-modal probe makes this mean unit). `underscores` keeps the underscores of class names (TaskRes, CLAP).
     """
-    before, both, path = (template or "").partition(f"+{PROMPT_FILE}")
-    file = PROMPT_FILE + path if both else template if template and template.startswith(PROMPT_FILE) else None
-    total = torch.zeros(len(classes.names), backbone.joint_width, device=backbone.device)
-    count = torch.zeros(len(classes.names), 1, device=backbone.device)
-
-    def add(features: Float[Tensor, "n e"], of_class: Int[Tensor, " n"]) -> None:
-        features = F.normalize(features, dim=-1) if average == "unit" else features
-        total.index_add_(0, of_class, features)
-        count.index_add_(0, of_class, count.new_ones(len(features), 1))
-
-    each = torch.arange(len(classes.names), device=backbone.device)
-    if file:
-        sentences = read_prompt_file(file, classes.names)
-        numbers = torch.tensor([len(texts) for texts in sentences], device=backbone.device)
-        add(backbone.encode_texts([text for texts in sentences for text in texts]), each.repeat_interleave(numbers))
-    if both or not file:
-        templates = expand_template((before or None) if both else template, classes.template, classes.dataset)
-        for text in track(templates, "encoding templates", len(templates)):
-            add(backbone.encode_template(text, classes.names, underscores), each)
-    return F.normalize(total, dim=-1) if average == "unit" else total / count
+    features, labels = prompt_features(backbone, classes, template, underscores)
+    features = F.normalize(features, dim=-1) if average == "unit" else features
+    total = features.new_zeros(len(classes.names), features.shape[1]).index_add_(0, labels, features)
+    return F.normalize(total, dim=-1) if average == "unit" else total / labels.bincount()[:, None]
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,6 +79,13 @@ class ClassWeightsMethod(PerClassMethod, TrainedMethod):
             self.reset_cache()
 
 
+def prompts_of(method: Method) -> tuple[Classes, str | None]:
+    """Return the classes and the template for `text_features`: `template=None` is the released ensemble on ImageNet."""
+    if method.options.template is None and method.classes.dataset.startswith("imagenet"):
+        return replace(method.classes, dataset="imagenet"), method.options.imagenet_template
+    return method.classes, method.options.template
+
+
 def all_views(samples: Samples) -> tuple[Float[Tensor, "s e"], Int[Tensor, " s"]]:
     """Return all training views of all images, row view * n + image, and their labels; else the test view."""
     views = samples.views[:] if len(samples.views) else samples.test_view[:][None]
@@ -93,9 +101,3 @@ def class_means(features: Float[Tensor, "s e"], labels: Int[Tensor, " s"], n_cla
     """Return the mean feature of each class; 0 for a class without features."""
     totals = features.new_zeros(n_classes, features.shape[1]).index_add(0, labels, features)
     return totals / labels.bincount(minlength=n_classes).clamp(min=1)[:, None]
-
-
-def accuracy(method: Method, samples: Samples) -> float:
-    """Return the share of the samples' test views whose highest logit is their label's."""
-    predicted = method.logits(samples.test_view[:]).argmax(dim=1)
-    return float((predicted == samples.labels.to(predicted.device)).float().mean())

@@ -12,8 +12,8 @@ from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.io import track
-from coop.methods.base import Classes, load_parameters, scaled_cosine
-from coop.methods.class_weights import PerClassMethod, accuracy, all_views, class_means, unit
+from coop.methods.base import Classes, accuracy, load_parameters, scaled_cosine, text_features
+from coop.methods.class_weights import PerClassMethod, all_views, class_means, prompts_of, unit
 from coop.options import GdaOptions
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -39,7 +39,7 @@ class Gda(PerClassMethod):
 
     def __init__(self, backbone: Backbone, classes: Classes, options: GdaOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
-        self.text = self.text_features()
+        self.text = text_features(backbone, *prompts_of(self))
         self.weight, self.bias = torch.zeros_like(self.text), self.text.new_zeros(len(self.text))
         self.alpha = torch.zeros((), device=self.text.device)
         self.features = self.text.new_empty(0, self.text.shape[1])
@@ -75,7 +75,8 @@ class Gda(PerClassMethod):
             accuracies.append(accuracy(self, val))
         best = max(range(len(ALPHAS)), key=accuracies.__getitem__)
         self.alpha.fill_(ALPHAS[best])
-        return {"alpha": ALPHAS[best], "val_accuracy": accuracies[best], "val_accuracies": accuracies}
+        found = {"val_accuracy": accuracies[best], "val_accuracies": accuracies, "settings_tried": len(ALPHAS)}
+        return {"alpha": ALPHAS[best], **found}
 
     @torch.no_grad()
     def for_classes(self, classes: Classes) -> PerClassMethod:

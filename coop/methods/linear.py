@@ -15,12 +15,27 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from coop.clip.backbone import Backbone
-from coop.clip.prompts import PROMPT_FILE, expand_template, read_prompt_file, readable_name
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.io import progress_display
-from coop.methods.base import Classes, generator, linear, load_parameters, scaled_cosine
-from coop.methods.class_weights import ClassWeightsMethod, PerClassMethod, accuracy, all_views, class_means, unit
+from coop.methods.base import (
+    Classes,
+    accuracy,
+    generator,
+    linear,
+    load_parameters,
+    prompt_features,
+    scaled_cosine,
+    text_features,
+)
+from coop.methods.class_weights import (
+    ClassWeightsMethod,
+    PerClassMethod,
+    all_views,
+    class_means,
+    prompts_of,
+    unit,
+)
 from coop.options import ClapOptions, CrossModalOptions, LinearProbeOptions, LpPlusPlusOptions
 from coop.train import Batch, cosine_by_step
 
@@ -56,8 +71,8 @@ class LinearProbe(PerClassMethod):
         elif not len(val):
             raise CoopError("method=linear_probe searches C on validation images, and there are none: give C")
         else:
-            power, accuracy = self._search(probes, val)
-            notes = {"val_accuracy": accuracy}
+            power, found = self._search(probes, val)
+            notes = {"val_accuracy": found, "settings_tried": len(probes.known)}
         self.weight, self.bias = _rows(probes(power), len(self.classes.names))
         return {"C": 10.0**power, **notes}
 
@@ -158,13 +173,13 @@ class LpPlusPlus(ClassWeightsMethod):
 
     def __init__(self, backbone: Backbone, classes: Classes, options: LpPlusPlusOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
-        self.text = self.text_features()
+        self.text = text_features(backbone, *prompts_of(self))
         c, e = self.text.shape
         self.weight = nn.Parameter(torch.zeros_like(self.text))
         self.bias = nn.Parameter(linear(e, c, generator=generator(seed)).bias.detach().to(self.text.device))
         self.alpha = nn.Parameter(self.text.new_zeros(c))
         self.lr, self.lr_alpha = 0.0, 0.0
-        self.best: tuple[float, int, dict[str, Tensor]] = (-1.0, -1, {})  # accuracy, step, parameters
+        self.best: tuple[float, int, dict[str, Tensor]] = (-1.0, -1, {})  # accuracy, step, state
 
     def scores(self, features: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
         """Return the logits, differentiable in W, b and alpha."""
@@ -180,13 +195,14 @@ class LpPlusPlus(ClassWeightsMethod):
         if len(val):
             best_accuracy, step, best = self.best
             self.load_state(best)
-            notes |= {"step": step + 1, "val_accuracy": best_accuracy}
+            notes |= {"step": step + 1, "val_accuracy": best_accuracy, "settings_tried": len(losses)}
         self.mix()
         return {"steps": len(losses), "first_loss": losses[0], **notes}
 
     @torch.no_grad()
     def start(self, f: Float[Tensor, "n e"], labels: Int[Tensor, " n"]) -> None:
-        """Set W, alpha and both learning rates from unit features."""
+        """Set W, alpha and both learning rates from unit features; forget an earlier training."""
+        self.best, self.alpha.grad = (-1.0, -1, {}), None
         counts = labels.bincount(minlength=len(self.alpha))
         cosines = f @ self.text.T
         of_class = class_means(cosines, labels, len(counts)).diagonal()
@@ -248,7 +264,7 @@ class Clap(ClassWeightsMethod):
 
     def __init__(self, backbone: Backbone, classes: Classes, options: ClapOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
-        self.text = self.text_features("raw", underscores=True)
+        self.text = text_features(backbone, *prompts_of(self), "raw", underscores=True)
         self.weights = nn.Parameter(self.text.clone())
         self.strength = torch.zeros(len(classes.names), device=self.text.device)
 
@@ -313,8 +329,8 @@ class CrossModal(ClassWeightsMethod):
     cosine by step. With validation images, the accuracy after steps 0, `eval_every`, ... decides which weights are
     kept, the first of equals, then which setting of the grid of lr, weight_decay and batch_size, in this order; a
     batch_size whose half is not smaller than both sets is left out. Without them all three must be given, and the last
-    step is the result. Departure from the released code: its shell script starts from random weights, the paper's
-    numbers and its evaluation from these.
+    step is the result. Departures from the released code: where no batch_size of the grid fits, the largest that does
+    is taken; its shell script starts from random weights, the README's commands and the evaluation from these.
     """
 
     name = "cross_modal"
@@ -322,7 +338,7 @@ class CrossModal(ClassWeightsMethod):
 
     def __init__(self, backbone: Backbone, classes: Classes, options: CrossModalOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
-        self.prompts, self.prompt_labels = prompt_features(backbone, classes, options.template)
+        self.prompts, self.prompt_labels = prompt_features(backbone, *prompts_of(self))
         self.text = unit(class_means(self.prompts, self.prompt_labels, len(classes.names)))
         self.weight = nn.Parameter(self.text.clone())
         self.setting = Setting(0.0, 0.0, 0)
@@ -353,32 +369,38 @@ class CrossModal(ClassWeightsMethod):
         best_accuracy, notes, weight = kept
         self.load_state({"weight": weight})
         self.mix()
-        chosen = {"settings_tried": len(settings), "val_accuracy": best_accuracy} if len(val) else {}
+        looks = len(range(0, self.options.steps, self.options.eval_every))
+        chosen = {"settings_tried": len(settings) * looks, "val_accuracy": best_accuracy} if len(val) else {}
         return {**notes, **chosen}
 
     def settings(self, train_set: Samples) -> list[Setting]:
-        """Return the settings to try. Raises CoopError where no batch size fits the sample."""
+        """Return the settings to try. Raises CoopError where a given batch size does not fit the sample."""
         n_images, o = len(all_views(train_set)[1]), self.options
         smallest = min(n_images, len(self.prompts)) if o.texts else n_images
         lrs = LRS if o.lr is None else (o.lr,)
         weight_decays = WEIGHT_DECAYS if o.weight_decay is None else (o.weight_decay,)
-        batch_sizes = BATCH_SIZES if o.batch_size is None else (o.batch_size,)
-        fitting = [size for size in batch_sizes if self.part(size) < smallest]
-        if not fitting:
+        batch_sizes = [size for size in BATCH_SIZES if self.part(size) < smallest]
+        largest = (smallest - 1) * (2 if o.texts else 1)
+        if o.batch_size is not None:
+            batch_sizes = [o.batch_size]
+        elif not batch_sizes:
+            batch_sizes = [largest]
+        if not 0 < batch_sizes[0] <= largest:
             prompts = f" and {len(self.prompts)} prompts" if o.texts else ""
             raise CoopError(
-                f"method=cross_modal: batch_size={batch_sizes[0]} is too large for a sample of {n_images} views"
-                f"{prompts}, {self.part(batch_sizes[0])} of which it takes at a time: give a smaller batch_size"
+                f"method=cross_modal: a batch_size of {batch_sizes[0]} does not fit {n_images} views of images{prompts}"
+                f": give {largest} or less, or more shots or templates"
             )
-        return [Setting(*values) for values in product(lrs, weight_decays, fitting)]
+        return [Setting(*values) for values in product(lrs, weight_decays, batch_sizes)]
 
     def part(self, batch_size: int) -> int:
         """Return the number of images in a batch; with texts there are as many prompts."""
         return batch_size // 2 if self.options.texts else batch_size
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW."""
-        return torch.optim.AdamW(self.trainable(), lr=self.setting.lr, weight_decay=self.setting.weight_decay)
+        """Return AdamW; fused, since the steps are many and small."""
+        lr, weight_decay = self.setting.lr, self.setting.weight_decay
+        return torch.optim.AdamW(self.trainable(), lr=lr, weight_decay=weight_decay, fused=True)
 
     def steps_per_epoch(self, train_set: Samples) -> int:
         """Return 1: the length is given in steps."""
@@ -421,17 +443,3 @@ def _endless(n: int, size: int, random: torch.Generator) -> Iterator[Int[Tensor,
     """Yield `size` of n rows at a time, in shuffled passes; less than `size` at the end of a pass is dropped."""
     while True:
         yield from torch.randperm(n, generator=random)[: n - n % size].split(size)
-
-
-def prompt_features(
-    backbone: Backbone, classes: Classes, template: str | None
-) -> tuple[Float[Tensor, "s e"], Int[Tensor, " s"]]:
-    """Return the feature of every prompt of every class, not normalised, by class, and its class."""
-    if template is not None and template.startswith(PROMPT_FILE):
-        sentences = read_prompt_file(template, classes.names)
-    else:
-        templates = expand_template(template, classes.template, classes.dataset)
-        sentences = [tuple(t.format(readable_name(name)) for t in templates) for name in classes.names]
-    features = backbone.encode_texts([text for of_class in sentences for text in of_class])
-    labels = [label for label, of_class in enumerate(sentences) for _ in of_class]
-    return features, torch.tensor(labels, device=features.device)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import Backbone
 from coop.features import Samples
-from coop.methods.base import Classes, TrainedMethod, scaled_cosine
-from coop.methods.class_weights import accuracy
+from coop.methods.base import Classes, TrainedMethod, accuracy, scaled_cosine, text_features
+from coop.methods.class_weights import prompts_of
 from coop.options import LinearAdapterOptions, ProLipOptions
 from coop.train import Batch, cosine_by_step
 
@@ -36,7 +36,7 @@ class FeatureMap(TrainedMethod):
 
     def __init__(self, backbone: Backbone, classes: Classes, options: LinearAdapterOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
-        self.text = self.text_features()
+        self.text = text_features(backbone, *prompts_of(self))
         self.start = self.initial().to(self.text.device)
         self.map = nn.Parameter(self.start.clone())
         self.lr, self.penalty = LR, 0.0
@@ -119,13 +119,13 @@ class ProLip(FeatureMap):
 
     def initial(self) -> Float[Tensor, "p e"]:
         """Return the tower's projection."""
-        return self.backbone.projection.weight
+        weight, self.bias = self.backbone.projection
+        return weight
 
     def mapped(self, inputs: Float[Tensor, "b p"]) -> Float[Tensor, "b e"]:
         """Return h A + b."""
-        bias = self.backbone.projection.bias
         x = inputs @ self.map
-        return x if bias is None else x + bias.to(x.device)
+        return x if self.bias is None else x + self.bias
 
 
 class LinearAdapter(FeatureMap):

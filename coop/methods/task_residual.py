@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from coop.clip.backbone import Backbone
-from coop.methods.base import Classes, scaled_cosine
-from coop.methods.class_weights import ClassWeightsMethod, unit
+from coop.methods.base import Classes, scaled_cosine, text_features
+from coop.methods.class_weights import ClassWeightsMethod, prompts_of, unit
 from coop.options import TaskResOptions
 
 
@@ -24,7 +24,7 @@ class TaskRes(ClassWeightsMethod):
 
     def __init__(self, backbone: Backbone, classes: Classes, options: TaskResOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
-        self.text = self.text_features("raw", underscores=True)
+        self.text = text_features(backbone, *prompts_of(self), "raw", underscores=True)
         self.residual = nn.Parameter(torch.zeros_like(self.text))
 
     def scores(self, features: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:

@@ -84,6 +84,7 @@ class TowerMethod(TrainedMethod):
     """
 
     prompts: DeepPromptEncoder
+    kept_bytes: int = KEPT_BYTES
 
     def __init__(self, backbone: Backbone, classes: Classes, options: Any, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
@@ -177,7 +178,7 @@ class TowerMethod(TrainedMethod):
         """Train (`val` is not used); return the number of steps and the first and last loss."""
         if self.images is None:
             return super().fit(train, val)
-        self.frozen_rows = FrozenRows(train)
+        self.frozen_rows = FrozenRows(train, self.kept_bytes)
         try:
             return super().fit(self.frozen_rows.numbers, val)
         finally:

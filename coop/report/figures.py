@@ -1,209 +1,633 @@
-"""Figures as files: curves, sorted bars and reliability diagrams, by matplotlib."""
+"""Figures: described once as Vega-Lite, drawn by vl-convert as SVG, PDF and PNG, and as the SVG inside the page.
 
+A series has one colour, marker and dash in all figures of a report (`Styles`). Marks of the page carry in their
+accessible name which series and which number they are (`inline_svg`), so that its script and keyboard find them.
+"""
+
+import json
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import pandas as pd
 
 from coop.io import atomic_write
-from coop.report.content import Bars, Curves, Detail, Line, Value
+from coop.report.frame import (
+    AVERAGE,
+    OWN,
+    TEST_WARNING,
+    Cell,
+    Published,
+    Value,
+    averages,
+    cells_of,
+    dividing,
+    heading,
+    metric_name,
+    pairs,
+    text_of,
+    where,
+)
+from coop.report.published import Publications
+from coop.report.tables import DAGGER, shown
+from coop.runs.study import CurvesPart, GainsPart
+
+if TYPE_CHECKING:
+    from coop.report.detail import Detail
 
 FORMATS = ("svg", "pdf", "png")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7A5195")  # told apart by colour-blind
-MARKERS = "osD^vPX"  # readers too, and by their markers
-STARS = "*PXd"
-GREY = "#999999"  # what was never checked
-MISSING = " (missing)"
-ACROSS = 4  # panels side by side
-STYLE: dict[Any, Any] = {
-    "font.size": 9, "axes.titlesize": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False,
-    "axes.spines.right": False, "svg.hashsalt": "coop", "legend.frameon": False, "pdf.fonttype": 42,
+AXES = {"shots": "shots (training images per class)", "n_ctx": "context length M"}
+COLOURS = (  # on light and on dark paper; told apart by colour-blind readers too, and by marker and dash
+    ("#0072b2", "#58b0ea"), ("#d04f00", "#ff8c4a"), ("#008a64", "#2fc796"), ("#b5538a", "#e79cc6"),
+    ("#a87200", "#e9b23c"), ("#6f5fc0", "#b0a5f0"), ("#3390c8", "#9ad4f7"),
+)  # fmt: skip
+INK, MUTED, RULE, GREY = "#1b1f24", "#59616b", "#dfe3e8", "#6b737c"
+UP, DOWN = "#0b5ea0", "#ab4300"
+MARKERS = (  # paths within -1..1
+    "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z", "M-.9,-.9H.9V.9H-.9Z", "M0,-1.2L1.1,0L0,1.2L-1.1,0Z",
+    "M0,-1.1L1.1,.9H-1.1Z", "M0,1.1L1.1,-.9H-1.1Z", "M0,-1.1L1.1,-.3L.7,1H-.7L-1.1,-.3Z",
+)  # fmt: skip
+STARS = (
+    "M0,-1.4L.42,-.5L1.36,-.38L.66,.28L.84,1.22L0,.76L-.84,1.22L-.66,.28L-1.36,-.38L-.42,-.5Z",
+    "M-.4,-1.2H.4V-.4H1.2V.4H.4V1.2H-.4V.4H-1.2V-.4H-.4Z",
+    "M-1,-1.3L0,-.4L1,-1.3L1.3,-1L.4,0L1.3,1L1,1.3L0,.4L-1,1.3L-1.3,1L-.4,0L-1.3,-1Z",
+)
+DASHES = ((1.0, 0.0), (6.0, 3.0), (9.0, 2.0, 2.0, 2.0), (3.0, 2.0))  # dots are for published numbers
+MINUS = "\u2212"
+PER_ROW = 4  # panels side by side in a file
+CONFIG: dict[str, Any] = {
+    "font": "Liberation Sans, Arial, Helvetica, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": MUTED, "titleColor": MUTED, "gridColor": RULE, "domainColor": GREY, "tickColor": GREY,
+        "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "titlePadding": 6,
+    },
+    "title": {"color": INK, "fontSize": 12, "anchor": "start", "subtitleColor": MUTED, "subtitleFontSize": 11},
+    "legend": {"labelColor": INK, "labelFontSize": 11, "labelLimit": 420, "symbolStrokeWidth": 1.7, "symbolOpacity": 1},
+    "concat": {"spacing": 22},
 }  # fmt: skip
 
-
-def draw_curves(curves: Curves, paths: Iterable[Path]) -> None:
-    """Draw the panels of `curves`: ours filled, published points hollow and grey if unverified, zero-shot as stars.
-
-    Each path's ending chooses its format: .svg, .pdf or .png.
-    """
-    with plt.rc_context(STYLE):
-        columns = _across(len(curves.panels))
-        rows = -(-len(curves.panels) // columns)
-        size = (3.1 * columns + 0.4, 2.5 * rows + 1.1) if columns > 1 else (5.6, 4.6)
-        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", sharex=True)
-        styles = _styles(curves)
-        places = _places(curves)
-        for axis, panel in zip(axes.flat, curves.panels, strict=False):
-            axis.set_title(panel.title)
-            for line in panel.lines:
-                _line(axis, line, places, *styles[line.label])
-            values = [value.mean for line in panel.lines for _, value in line.points]
-            if not any(value is not None for value in values):
-                _say_missing(axis, any(line.published for line in panel.lines))
-        for number, axis in enumerate(axes.flat):
-            axis.set_visible(number < len(curves.panels))
-            axis.set_xticks(list(places.values()), [f"{x:g}" for x in places])
-            below = number + columns >= len(curves.panels)
-            axis.tick_params(labelbottom=below)
-            axis.set_xlabel(curves.x if below and (number % columns == 0 or columns <= 2) else "")
-            axis.set_ylabel(curves.y if number % columns == 0 else "")
-        _legend(figure, axes.flat, list(styles), 3 if columns > 2 else 2)
-        _save(figure, paths)
+Spec = dict[str, Any]
+Source = Callable[[Value | Published], str]  # a name for the number behind a mark, or nothing
 
 
-def draw_bars(bars: Bars, paths: Iterable[Path]) -> None:
-    """Draw sorted bars, spreads and published values beside them; what is missing says so."""
-    with plt.rc_context(STYLE | {"axes.grid.axis": "x"}):
-        figure, axis = plt.subplots(figsize=(6.2, 0.32 * len(bars.bars) + 1.3), layout="constrained")
-        names = [name for name, _ in bars.bars]
-        for place, (_, value) in enumerate(bars.bars):
-            _bar(axis, place, value)
-        for verified, edge, label in ((True, COLOURS[1], "published"), (False, GREY, "published, unverified")):
-            theirs = [(one.value, names.index(name)) for name, one in bars.published if one.verified is verified]
-            if theirs:
-                xs, ys = zip(*theirs, strict=True)
-                axis.plot(xs, ys, "D", markerfacecolor="white", markeredgecolor=edge, zorder=4, label=label)
-        axis.set_yticks(range(len(names)), names)
-        axis.set_ylim(len(names) - 0.4, -0.6)
-        axis.axvline(0, color="black", linewidth=0.8)
-        axis.margins(x=0.14)
-        axis.set(title=bars.title, xlabel=bars.unit)
-        axis.title.set_wrap(True)
-        _legend(figure, [axis], ["published"], 2)
-        _save(figure, paths)
+@dataclass(frozen=True)
+class Line:
+    """A series of a panel: its points (x, value), and published ones; `star` if all stand at x = 0 (not trained)."""
+
+    label: str
+    points: tuple[tuple[float, Value], ...]
+    published: tuple[tuple[float, Published], ...] = ()
+    star: bool = False
 
 
-def _bar(axis: Axes, place: int, value: Value) -> None:
-    if value.mean is None:
-        across = axis.get_yaxis_transform()
-        axis.text(0.99, place, "missing", transform=across, ha="right", va="center", color=GREY, style="italic")
-        return
-    axis.barh(place, value.mean, xerr=value.std, color=COLOURS[0 if value.mean >= 0 else 1], capsize=3, zorder=3)
-    edge = value.mean + math.copysign(value.std or 0, value.mean)
-    right = value.mean >= 0
-    axis.annotate(
-        f"{value.mean:+.1f}", (edge, place), (4 if right else -4, 0), textcoords="offset points",
-        ha="left" if right else "right", va="center",
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes."""
+
+    title: str
+    lines: tuple[Line, ...]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Return how many of our points are there, and how many are planned."""
+        values = [value for line in self.lines for _, value in line.points]
+        return sum(value.mean is not None for value in values), len(values)
+
+    @property
+    def empty(self) -> bool:
+        """Return whether there is nothing to draw."""
+        return self.counts[0] == 0 and not any(line.published for line in self.lines)
 
 
-def draw_reliability(details: Sequence[Detail], paths: Iterable[Path]) -> None:
-    """Draw how often predictions are right against how sure they are, a panel for each dataset."""
-    with plt.rc_context(STYLE):
-        columns = _across(len(details))
-        rows = -(-len(details) // columns)
-        size = (3.0 * columns, 3.0 * rows + 0.6)
-        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-        for axis, detail in zip(axes.flat, details, strict=False):
-            axis.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle="--")
-            for i, (name, ece, bins) in enumerate(detail.reliability):
-                there = [(one.confidence, one.accuracy) for one in bins if one.n]
-                axis.plot(*zip(*there, strict=True), color=COLOURS[i], marker=MARKERS[i], markersize=4, label=name)
-                axis.text(4, 97 - 8 * i, f"ECE {ece:.1f} %", va="top", color=COLOURS[i], fontsize=8)
-            axis.set(xlim=(0, 100), ylim=(0, 100), title=detail.dataset, aspect="equal")
-        for number, axis in enumerate(axes.flat):
-            axis.set_visible(number < len(details))
-            axis.set_xlabel("confidence (%)" if number + columns >= len(details) else "")
-            axis.set_ylabel("accuracy (%)" if number % columns == 0 else "")
-        names = list(dict.fromkeys(name for detail in details for name, _, _ in detail.reliability))
-        _legend(figure, axes.flat, names, 2 if columns > 1 else 1)
-        _save(figure, paths)
+@dataclass(frozen=True)
+class Curves:
+    """Panels that share the names of their axes, and their series."""
+
+    id: str
+    title: str
+    x: str
+    y: str
+    panels: tuple[Panel, ...]
+    log2: bool = True  # x is spaced by doublings, and 0 stands a doubling before the first
+    notes: tuple[str, ...] = ()
 
 
-def _across(panels: int) -> int:
-    """Return how many panels stand side by side: three or four, whichever leaves fewer places empty."""
-    return panels if panels <= ACROSS else min((ACROSS, ACROSS - 1), key=lambda columns: -panels % columns)
+@dataclass(frozen=True)
+class Bars:
+    """Sorted bars, one for each name; values are differences in points, missing ones last."""
+
+    id: str
+    title: str
+    unit: str
+    bars: tuple[tuple[str, Value], ...]
+    published: tuple[tuple[str, Published], ...] = ()
 
 
-def _styles(curves: Curves) -> dict[str, tuple[str, str]]:
-    """Return each label's colour and marker, the same in all panels."""
-    lines: dict[str, Line] = {}
-    for panel in curves.panels:
-        for line in panel.lines:
-            lines.setdefault(line.label, line)
-    stars = [label for label, line in lines.items() if line.star]
-    others = [label for label in lines if label not in stars]
-    styles = {label: ("black", STARS[i % len(STARS)]) for i, label in enumerate(stars)}
-    styles |= {
-        label: (COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)])
-        for i, label in enumerate(others)
+# From the frame to curves and bars.
+
+
+def make_curves(
+    frame: pd.DataFrame, show: CurvesPart, published: Publications, study: Sequence[str], id: str
+) -> Curves:
+    """Return a panel for each value of `panel`, a line for each label, and, if asked for, a panel of averages."""
+    metric, x, panel = show.value, show.x, show.panel
+    chosen = where(frame, show.where)
+    more = dividing(chosen, [panel, "label", x])
+    titles = [panel, *(key for key in ("backbone", "target") if key in more)]
+    names = ["label", *(key for key in more if key not in titles)]
+    keys = [*titles, *names, x]
+    cells = cells_of(chosen, keys, metric)
+    means = averages(cells, keys, study) if show.average and panel == "dataset" else []
+
+    def title_of(keys: Mapping[str, Any]) -> str:
+        return ", ".join(dict.fromkeys(text_of(keys[key]) for key in titles if keys[key] != OWN))
+
+    panels: dict[str, dict[str, tuple[dict[float, Value], dict[float, Published]]]] = {}
+    for cell in [*means, *cells]:
+        at = _number(cell.keys[x])
+        if at is None:  # shots=all has no place on the axis
+            continue
+        name = ", ".join(heading(key, cell.keys[key]) for key in names if cell.keys[key] is not None)
+        ours, theirs = panels.setdefault(title_of(cell.keys), {}).setdefault(name, ({}, {}))
+        ours[at] = cell.value
+        theirs |= {at: number for number in published.of(cell, metric)[:1]}
+    if x == "shots" and set(titles) <= {"dataset", "backbone", "target"}:
+        for about, numbers in published.others(cells, keys, metric):
+            title = title_of({"dataset": about["dataset"], "backbone": about["backbone"], "target": about["target"]})
+            if title in panels and isinstance(about["shots"], int):
+                panels[title].setdefault(about["label"], ({}, {}))[1][about["shots"]] = numbers[0]
+                published.mark_shown(about)
+    over = next((part for c in means for part in c.value.note.split("; ") if part.startswith("over ")), "")
+    xs = {at for lines in panels.values() for ours, _ in lines.values() for at in ours if at > 0}
+    on_test = any(cell.value.on_test for cell in cells)
+    return Curves(
+        id=id,
+        title=show.title or f"{metric_name(metric).capitalize()} against {x.replace('_', ' ')}",
+        x=AXES.get(x, x.replace("_", " ")),
+        y=f"{metric_name(metric)} (%)",
+        panels=tuple(
+            Panel(f"{title} {over.split(':')[0]}".strip() if AVERAGE in title.split(", ") else title, _lines(lines))
+            for title, lines in panels.items()
+        ),
+        log2=all(float(at).is_integer() and int(at) & (int(at) - 1) == 0 for at in xs),
+        notes=(f"{DAGGER} {TEST_WARNING}",) if on_test else (),
+    )
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return 0.0
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _lines(lines: Mapping[str, tuple[Mapping[float, Value], Mapping[float, Published]]]) -> tuple[Line, ...]:
+    return tuple(
+        Line(name, tuple(sorted(ours.items())), tuple(sorted(theirs.items())), all(at == 0 for at in (*ours, *theirs)))
+        for name, (ours, theirs) in lines.items()
+    )
+
+
+def make_bars(frame: pd.DataFrame, show: GainsPart, published: Publications, id: str) -> Bars:
+    """Return the differences of one series to another, sorted, one for each value of `over`."""
+    metric, over = show.value, show.over
+    more, found = pairs(where(frame, show.where), show.label, show.baseline, over, metric)
+    bars, theirs = [], []
+    for cell, baseline in found:
+        rest = [heading(key, cell.keys[key]) for key in more if cell.keys[key] is not None]
+        name = ", ".join([text_of(cell.keys[over]), *rest])
+        bars.append((name, _gain(cell, baseline, metric, show.baseline)))
+        numbers = zip(published.of(cell, metric)[:1], published.of(baseline, metric)[:1] if baseline else ())
+        theirs += [(name, _published_gain(ours, other)) for ours, other in numbers]
+    bars.sort(key=lambda bar: (bar[1].mean is None, -(bar[1].mean or 0)))
+    at = "".join(f", {heading(key, value)}" for key, value in show.where.items())
+    title = f"{show.label} minus {show.baseline}: {metric_name(metric)}{at}"
+    return Bars(id, show.title or title, "points", tuple(bars), tuple(theirs))
+
+
+def _gain(cell: Cell, baseline: Cell | None, metric: str, name: str) -> Value:
+    """Return the difference of two cells; its deviation is over the seeds that both have."""
+    value, other = cell.value, baseline.value if baseline else None
+    if value.mean is None or other is None or other.mean is None:
+        note = f"{name} is missing" if value.mean is not None else ""
+        state = "missing" if value.mean is not None else value.state
+        return replace(value, state=state, mean=None, std=None, note="; ".join(filter(None, (value.note, note))))
+    rows = baseline.rows if baseline else ()
+    by_seed = {row["seed"]: row[metric] for row in rows if row.get("shots") != 0}
+    both = [(row[metric], by_seed.get(row["seed"], other.mean / 100)) for row in cell.rows if row["state"] == "done"]
+    gains = [100 * (float(a) - float(b)) for a, b in both if a == a and b == b]
+    if not gains:
+        note = "; ".join(filter(None, (value.note, f"{name} is missing with the same seeds")))
+        return replace(value, state="missing", mean=None, std=None, note=note)
+    runs = tuple(dict.fromkeys((*value.runs, *other.runs)))
+    spread = pstdev(gains) if len(gains) > 1 else None
+    return replace(
+        value, mean=fmean(gains), std=spread, difference=None, runs=runs, on_test=value.on_test or other.on_test
+    )
+
+
+def _published_gain(learned: Published, baseline: Published) -> Published:
+    sources = " and ".join(dict.fromkeys((learned.source, baseline.source)))
+    return Published(learned.value - baseline.value, sources, learned.verified and baseline.verified)
+
+
+# How a series looks, everywhere.
+
+
+@dataclass(frozen=True)
+class Style:
+    """Look of a series: its number among all, its colour on light and dark paper, its marker (a path), its dash."""
+
+    number: int
+    label: str
+    colour: str
+    marker: str
+    dash: tuple[float, ...]
+    star: bool
+
+
+def make_styles(labels: Iterable[str], stars: Iterable[str]) -> dict[str, Style]:
+    """Return the styles of a report's series; `stars` are those that are not trained."""
+    untrained, styles, counts = set(stars), {}, [0, 0]
+    for number, label in enumerate(dict.fromkeys(labels)):
+        star = label in untrained
+        i = counts[star]
+        counts[star] += 1
+        colour = INK if star else COLOURS[i % len(COLOURS)][0]
+        kinds = STARS if star else MARKERS
+        marker, dash = kinds[(i + i // len(COLOURS)) % len(kinds)], DASHES[(i // len(COLOURS) + i) % len(DASHES)]
+        styles[label] = Style(number, label, colour, marker, dash, star)
+    return styles
+
+
+def styles_of(parts: Iterable[Any]) -> dict[str, Style]:
+    """Return the styles of all series that the parts of a report show."""
+    labels: list[str] = []
+    stars: dict[str, bool] = {}
+    for part in parts:
+        if isinstance(part, Curves):
+            for line in (line for panel in part.panels for line in panel.lines):
+                labels.append(line.label)
+                stars[line.label] = line.star and stars.get(line.label, True)
+        elif hasattr(part, "reliability"):
+            labels += [series for series, _, _ in part.reliability]
+            stars.setdefault(part.baseline, part.baseline.startswith("zero-shot"))
+    return make_styles(labels, (label for label, star in stars.items() if star))
+
+
+def _scales(styles: Sequence[Style], legend: bool) -> Spec:
+    """Return the encodings that tell series apart; a legend is for files, the page has its own."""
+    labels = [style.label for style in styles]
+    title: Any = {"title": None, "orient": "bottom", "columns": 3, "symbolSize": 60} if legend else None
+
+    def scale(looks: Sequence[Any]) -> Spec:
+        return {
+            "field": "series",
+            "type": "nominal",
+            "legend": title,
+            "scale": {"domain": labels, "range": list(looks)},
+        }
+
+    return {
+        "color": scale([style.colour for style in styles]),
+        "shape": scale([style.marker for style in styles]),
+        "strokeDash": scale([list(style.dash) for style in styles]),
     }
-    return {label: styles[label] for label in lines}
 
 
-def _places(curves: Curves) -> dict[float, float]:
+# Vega-Lite.
+
+
+def _no_source(_: Value | Published) -> str:
+    return ""
+
+
+def panel_spec(
+    panel: Panel,
+    curves: Curves,
+    styles: Mapping[str, Style],
+    size: tuple[int, int],
+    legend: bool = False,
+    source: Source = _no_source,
+) -> Spec:
+    """Return one pair of axes: lines through our means with their deviation, published numbers hollow and dotted."""
+    every = [line for one in curves.panels for line in one.lines]
+    xs = sorted({x for line in every for x, _ in (*line.points, *line.published)})
+    places = _places(xs, curves.log2)
+    looks = [styles[label] for label in dict.fromkeys(line.label for line in every)]
+    step = min((b - a for a, b in zip(sorted(places.values()), sorted(places.values())[1:])), default=1.0)
+    stars = [line.label for line in panel.lines if line.star]
+    ours, theirs, levels = [], [], []
+    title = shown("dataset", panel.title)
+    name = curves.x.split(" (")[0]
+    for line in panel.lines:
+        shift = (stars.index(line.label) - (len(stars) - 1) / 2) * 0.28 * step if line.star else 0.0
+        style = styles[line.label]
+        about = {"series": line.label, "mark": _mark(style, "", "")}
+        for x, value in line.points:
+            row = about | {"x": places[x] + shift, "mean": value.mean, "n": value.n}
+            if value.mean is not None:
+                spread = value.std or 0.0
+                row |= {"low": value.mean - spread, "high": value.mean + spread}
+            dagger = f", {TEST_WARNING}" if value.on_test else ""
+            partial = f", {value.n} of {value.planned} runs" if value.state == "partial" else f", n {value.n}"
+            words = f"{title}, {line.label}, {name} {x:g}: {value.text}{partial}{dagger}"
+            ours.append(row | {"words": _mark(style, source(value), words)})
+            if line.star and value.mean is not None:
+                levels.append(about | {"mean": value.mean})
+        for x, number in line.published:
+            words = f"{title}, {line.label}, {name} {x:g}, published: {number.value:.2f}"
+            row = about | {"x": places[x] + shift, "mean": number.value, "verified": number.verified}
+            row |= {"mark": _mark(style, "", "", "t")}
+            theirs.append(row | {"words": _mark(style, source(number), words, "t")})
+    margin = 0.5 * step
+    axis = {"values": list(places.values()), "labelExpr": f"({json.dumps(_tick_labels(places))})[datum.value]"}
+    domain = [min(places.values(), default=0) - margin, max(places.values(), default=1) + margin]
+    x = {
+        "field": "x", "type": "quantitative", "title": curves.x if legend or size[0] > 400 else None,
+        "scale": {"domain": domain, "nice": False}, "axis": axis | {"grid": False, "labelOverlap": False},
+    }  # fmt: skip
+    y = {"field": "mean", "type": "quantitative", "scale": {"zero": False}, "title": curves.y if legend else None}
+    y["axis"] = {"tickCount": 5}
+    scales, words = _scales(looks, legend), {"description": {"field": "words"}}
+    colour = {"color": scales["color"], "description": {"field": "mark"}}
+    both = {"x": x, "y": y} | colour
+    grey = {"condition": {"test": "!datum.verified", "value": GREY}} | scales["color"]
+    layer: list[Spec] = [
+        _layer(levels, {"type": "rule", "opacity": 0.55, "strokeDash": [1, 3]}, {"y": y} | colour),
+        _layer(theirs, {"type": "line", "strokeWidth": 1.1, "strokeDash": [1.5, 3]}, both),
+        _layer(
+            ours, {"type": "line", "strokeWidth": 1.7, "invalid": "break-paths-show-domains"},
+            both | {"strokeDash": scales["strokeDash"]},
+        ),
+        _layer(
+            [row for row in ours if row.get("low") != row.get("high")], {"type": "rule", "strokeWidth": 1.4},
+            {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}} | colour,
+        ),
+        _layer(theirs, {"type": "point", "size": 55}, both | words | {"shape": scales["shape"], "color": grey}),
+        _layer(
+            [row for row in ours if row["mean"] is not None], {"type": "point", "filled": True, "opacity": 1, "size": 60},
+            both | words | {"shape": scales["shape"]},
+        ),
+    ]  # fmt: skip
+    layer = [one for one in layer if one["data"]["values"]]
+    return {"width": size[0], "height": size[1], "title": title, "layer": layer} if layer else {}
+
+
+def _layer(rows: Sequence[Mapping[str, Any]], mark: Spec, encoding: Spec) -> Spec:
+    return {"data": {"values": list(rows)}, "mark": mark, "encoding": encoding}
+
+
+def _mark(style: Style, source: str, words: str, kind: str = "o") -> str:
+    """Return a mark's name: which series, ours (o) or theirs (t), the number behind it, and words."""
+    return f"~{style.number}{kind}{source}~{words}"
+
+
+def _places(xs: Sequence[float], log2: bool) -> dict[float, float]:
     """Return where each x stands: by doublings, 0 one doubling before the first; or where it is."""
-    xs = {x for panel in curves.panels for line in panel.lines for x, _ in (*line.points, *line.published)}
-    if not curves.log2:
-        return {x: x for x in sorted(xs)}
+    if not log2:
+        return {x: x for x in xs}
     first = min((math.log2(x) for x in xs if x > 0), default=1.0)
-    return {x: math.log2(x) if x > 0 else first - 1 for x in sorted(xs)}
+    return {x: math.log2(x) if x > 0 else first - 1 for x in xs}
 
 
-def _line(axis: Axes, line: Line, places: dict[float, float], colour: str, marker: str) -> None:
-    size = 11 if line.star else 5
-    nan = float("nan")
-    ours = [(places[x], nan if value.mean is None else value.mean, value.std or 0) for x, value in line.points]
-    if ours:
-        xs, means, stds = zip(*ours, strict=True)
-        there = any(mean == mean for mean in means)
-        axis.errorbar(
-            xs, means, stds, color=colour, marker=marker, markersize=size, capsize=2,
-            linestyle="" if line.star else "-", alpha=1 if there else 0.3,
-            label=line.label if there else f"{line.label}{MISSING}",
-        )  # fmt: skip
-    for verified in (True, False):
-        theirs = [(places[x], published.value) for x, published in line.published if published.verified is verified]
-        if theirs:
-            colour = colour if verified else GREY
-            axis.plot(
-                *zip(*theirs, strict=True), color=colour, marker=marker, markersize=size, markerfacecolor="none",
-                linestyle="" if line.star else ":", linewidth=1, label=_published_label(line, verified),
-            )  # fmt: skip
+def _tick_labels(places: Mapping[float, float]) -> dict[str, str]:
+    return {f"{place:g}": f"{x:g}" for x, place in places.items()}
 
 
-def _published_label(line: Line, verified: bool) -> str:
-    return f"{line.label} (published{'' if verified else ', unverified'})"
+def curves_spec(curves: Curves, styles: Mapping[str, Style]) -> Spec:
+    """Return all panels as one figure, for files."""
+    drawn = [panel for panel in curves.panels if not panel.empty]
+    size = (560, 360) if len(drawn) == 1 else (250, 180)
+    panels = [panel_spec(panel, curves, styles, size, legend=True) for panel in drawn]
+    gone = [shown("dataset", panel.title) for panel in curves.panels if panel.empty]
+    lines = (
+        ["± one standard deviation over seeds"]
+        if any(v.std for p in drawn for one in p.lines for _, v in one.points)
+        else []
+    )
+    lines += ["hollow, dotted: published"] if any(one.published for p in drawn for one in p.lines) else []
+    lines += [f"missing: {', '.join(gone)}"] if gone else []
+    return _figure(panels, curves.title, [*lines, *curves.notes])
 
 
-def _say_missing(axis: Axes, published: bool) -> None:
-    place, words = ((0.98, 0.03), "ours missing") if published else ((0.5, 0.5), "missing")
-    align = ("right", "bottom") if published else ("center", "center")
-    axis.text(*place, words, transform=axis.transAxes, ha=align[0], va=align[1], color=GREY, style="italic")
-    if not published:
-        axis.set_yticks([])
-        axis.grid(False)
+def _figure(panels: Sequence[Spec], title: str, subtitle: Sequence[str]) -> Spec:
+    columns = min((PER_ROW, PER_ROW - 1), key=lambda n: -len(panels) % n) if len(panels) > PER_ROW else len(panels)
+    shared = {"scale": {"color": "shared", "shape": "shared", "strokeDash": "shared"}}
+    head = {"text": title, "subtitle": list(subtitle), "anchor": "start", "offset": 12}
+    return {"concat": list(panels), "columns": columns, "title": head, "resolve": shared}
 
 
-def _legend(figure: Figure, axes: Iterable[Axes], names: Sequence[str], columns: int) -> None:
-    """Put one legend below all panels, ours before theirs."""
-    found: dict[str, Any] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    kept = [
-        label for label in found if label.removesuffix(MISSING) == label or label.removesuffix(MISSING) not in found
+def bars_spec(bars: Bars, width: int = 520, title: bool = True, source: Source = _no_source) -> Spec:
+    """Return sorted bars with their deviation; diamonds are published numbers, grey where they are unverified."""
+    ours, theirs = [], []
+    for key, value in bars.bars:
+        name = shown("dataset", key)
+        row = {
+            "name": name,
+            "gain": value.mean,
+            "text": f"{value.mean:+.1f}" if value.mean is not None else value.state,
+        }
+        if value.mean is not None:
+            row |= {"low": value.mean - (value.std or 0), "high": value.mean + (value.std or 0)}
+            row |= {
+                "end": max(value.mean + (value.std or 0), 0)
+                if value.mean >= 0
+                else min(value.mean - (value.std or 0), 0)
+            }
+        row["words"] = (
+            f"~0o{source(value)}~{bars.title}, {name}: {row['text']} {bars.unit}"
+            + (f" ± {value.std:.1f}, n {value.n}" if value.std is not None else "")
+            + (f", {TEST_WARNING}" if value.on_test else "")
+        )
+        ours.append(row)
+    for key, number in bars.published:
+        name = shown("dataset", key)
+        words = f"~0t{source(number)}~{bars.title}, {name}, published: {number.value:+.2f}"
+        theirs.append({"name": name, "gain": number.value, "verified": number.verified, "words": words})
+    names = [shown("dataset", name) for name, _ in bars.bars]
+    y = {
+        "field": "name",
+        "type": "nominal",
+        "sort": names,
+        "title": None,
+        "axis": {"labelLimit": 170, "ticks": False, "domain": False},
+    }
+    x = {
+        "field": "gain",
+        "type": "quantitative",
+        "title": bars.unit,
+        "axis": {"tickCount": 6},
+        "scale": {"padding": 34},
+    }
+    there = [row for row in ours if row["gain"] is not None]
+    words = {"description": {"field": "words"}}
+    sign = {"color": {"condition": {"test": "datum.gain < 0", "value": DOWN}, "value": UP}}
+    known = {"color": {"condition": {"test": "!datum.verified", "value": GREY}, "value": INK}}
+    label = {"text": {"field": "text"}, "y": y}
+    layer = [
+        _layer(
+            [row for row in there if row["low"] != row["high"]],
+            {"type": "rule", "color": INK},
+            {"y": y, "x": x | {"field": "low"}, "x2": {"field": "high"}},
+        ),
+        _layer(
+            theirs,
+            {
+                "type": "point",
+                "shape": "diamond",
+                "size": 70,
+                "filled": True,
+                "fill": "white",
+                "stroke": INK,
+                "strokeWidth": 1.5,
+            },
+            {"x": x, "y": y} | words | ({"stroke": known["color"]}),
+        ),
+        _layer(
+            [row for row in there if row["gain"] >= 0],
+            {"type": "text", "align": "left", "dx": 5, "color": INK},
+            label | {"x": x | {"field": "end"}},
+        ),
+        _layer(
+            [row for row in there if row["gain"] < 0],
+            {"type": "text", "align": "right", "dx": -5, "color": INK},
+            label | {"x": x | {"field": "end"}},
+        ),
+        _layer(
+            [row for row in ours if row["gain"] is None],
+            {"type": "text", "align": "left", "dx": 5, "color": GREY},
+            label | {"x": {"datum": 0, "type": "quantitative"}},
+        ),
     ]
-    order = {name: i for i, name in enumerate(names)}
-    ordered = sorted(kept, key=lambda label: order.get(label.removesuffix(MISSING), len(order)))
-    if ordered:
-        handles = [found[label] for label in ordered]
-        figure.legend(handles, ordered, loc="outside lower center", ncols=min(columns, len(ordered)), fontsize=9)
+    bar = _layer(ours, {"type": "bar", "height": {"band": 0.62}}, {"x": x, "y": y} | sign | words)
+    zero = {"data": {"values": [{}]}, "mark": {"type": "rule", "color": GREY}, "encoding": {"x": {"datum": 0}}}
+    out = {
+        "width": width,
+        "height": {"step": 24},
+        "layer": [bar, zero, *(one for one in layer if one["data"]["values"])],
+    }
+    return out | ({"title": bars.title} if title else {})
 
 
-def _save(figure: Figure, paths: Iterable[Path]) -> None:
-    figure.draw_without_rendering()  # lays the panels out, once for all formats
-    figure.set_layout_engine("none")
+def reliability_spec(
+    detail: "Detail", styles: Mapping[str, Style], size: int = 250, legend: bool = False, source: Source = _no_source
+) -> Spec:
+    """Return how often predictions are right against how sure they are, and below how many images each bin has."""
+    rows = []
+    for label, error, bins in detail.reliability:
+        total = sum(one.n for one in bins)
+        for one in bins:
+            if not one.n:
+                continue
+            words = (
+                f"{label}: of {one.n} predictions with a confidence of {one.low:.0f} to {one.high:.0f} %, "
+                f"{one.accuracy:.1f} % are right at a mean confidence of {one.confidence:.1f} %"
+            )
+            row = {"series": label, "x": one.confidence, "mean": one.accuracy, "middle": (one.low + one.high) / 2}
+            row |= {"low": one.low, "high": one.high, "share": 100 * one.n / total}
+            rows.append(row | {"words": _mark(styles[label], "", words), "mark": _mark(styles[label], "", "")})
+    looks = [styles[label] for label, _, _ in detail.reliability]
+    scales = _scales(looks, legend)
+    percent = {"type": "quantitative", "scale": {"domain": [0, 100], "nice": False}, "axis": {"tickCount": 5}}
+    x, y = percent | {"field": "x", "title": None}, percent | {"field": "mean", "title": "accuracy (%)"}
+    both = {"x": x, "y": y, "color": scales["color"], "description": {"field": "mark"}}
+    diagonal = [{"x": 0, "mean": 0}, {"x": 100, "mean": 100}]
+    points = both | {"shape": scales["shape"], "description": {"field": "words"}}
+    top = {
+        "width": size, "height": size, "title": shown("dataset", detail.dataset) if legend else "",
+        "layer": [
+            _layer(diagonal, {"type": "line", "color": GREY, "strokeDash": [4, 3]}, {"x": x, "y": y}),
+            _layer(rows, {"type": "line", "strokeWidth": 1.6}, both | {"strokeDash": scales["strokeDash"]}),
+            _layer(rows, {"type": "point", "filled": True, "opacity": 1, "size": 60}, points),
+        ],
+    }  # fmt: skip
+    x_count = percent | {"field": "low", "title": "confidence (%)"}
+    share = {"field": "share", "type": "quantitative", "title": "images (%)", "stack": None, "axis": {"tickCount": 2}}
+    share["scale"] = {"zero": True}
+    bottom = {
+        "width": size, "height": size // 5,
+        **_layer(
+            rows, {"type": "bar", "fillOpacity": 0.25, "strokeWidth": 1},
+            {"x": x_count, "x2": {"field": "high"}, "y": share, "y2": {"datum": 0}, "color": scales["color"],
+             "stroke": scales["color"], "description": {"field": "mark"}},
+        ),
+    }  # fmt: skip
+    return {"vconcat": [top, bottom], "spacing": 8}
+
+
+def reliability_figure(details: Sequence["Detail"], styles: Mapping[str, Style]) -> Spec:
+    """Return the reliability diagrams of several datasets as one figure, for files."""
+    panels = [reliability_spec(detail, styles, 200, legend=True) for detail in details]
+    errors = [
+        f"{shown('dataset', detail.dataset)}: "
+        + ", ".join(f"{series} {error:.1f} %" for series, error, _ in detail.reliability)
+        for detail in details
+    ]
+    return _figure(panels, "Confidence against accuracy", ["expected calibration errors", *errors])
+
+
+# Drawing.
+
+
+@cache
+def _renderer() -> Any:
+    import vl_convert
+
+    return vl_convert
+
+
+def draw_svg(spec: Spec, background: str | None = "white") -> str:
+    """Return a Vega-Lite description as SVG."""
+    svg: str = _renderer().vegalite_to_svg({**spec, "background": background, "config": CONFIG, "padding": 4})
+    return svg
+
+
+def write_figure(spec: Spec, paths: Iterable[Path]) -> None:
+    """Write a description as files; each path's ending chooses its format."""
+    svg = draw_svg(spec)
     for path in paths:
-        undated = {"CreationDate": None} if path.suffix == ".pdf" else {"Date": None} if path.suffix == ".svg" else None
         with atomic_write(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=undated)
-    plt.close(figure)
+            if path.suffix == ".svg":
+                temporary.write_text(svg, encoding="utf-8")
+            else:
+                kind = _renderer()
+                temporary.write_bytes(kind.svg_to_pdf(svg) if path.suffix == ".pdf" else kind.svg_to_png(svg, scale=2))
+
+
+def inline_svg(spec: Spec, name: str, classes: str = "") -> str:
+    """Return a description as an element of the page: as wide as there is room, its numbers reachable by keyboard."""
+    from html import escape
+
+    svg = draw_svg({key: value for key, value in spec.items() if key != "title"}, None)
+    svg = re.sub(r' (role="graphics-[a-z]+"|aria-roledescription="[^"]*"|pointer-events="none")', "", svg)
+    svg = re.sub(r' aria-label="(?!~)[^"]*"', "", svg)
+    svg = re.sub(
+        r'(<\w+) aria-label="~(\d+)([ot])([vp]?\d*)~([^"]*)"',
+        lambda m: _named(*m.groups()),  # type: ignore[arg-type]
+        svg,
+    )
+    svg = _rounded(svg)
+    head = re.match(r"<svg[^>]*?viewBox=\"([^\"]*)\"[^>]*>", svg)
+    assert head, "vl-convert writes an svg element with a viewBox"
+    opening = f'<svg viewBox="{head[1]}" class="chart {classes}" role="group" aria-label="{escape(name)}">'
+    return opening + svg[head.end() :]
+
+
+def _named(tag: str, series: str, kind: str, source: str, words: str) -> str:
+    """Return the opening of a mark: a point where it has words, else a part of its series alone."""
+    look = f'{tag} data-s="{series}"' + (' data-theirs=""' if kind == "t" else "")
+    if not words:
+        return f'{look} aria-hidden="true"'
+    number = f' data-n="{source}"' if source else ""
+    return f'{look} class="pt"{number} role="button" tabindex="-1" aria-label="{words}"'
+
+
+def _rounded(svg: str) -> str:
+    """Return the SVG with coordinates of two decimals: a third of the size."""
+    return re.sub(r' (d|transform)="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), svg)

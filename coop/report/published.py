@@ -5,7 +5,7 @@ says UNVERIFIED: the number was recalled and never checked, and is no target.
 """
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from coop.errors import CoopError
 from coop.io import resource_folder
+from coop.report.frame import AVERAGE, OWN, Cell, Published, text_of
 
 FOLDER = "experiments/published"
 ORIGIN = ("paper", "table", "source", "verified", "note")
@@ -27,6 +28,88 @@ FILES = {
     "reproductions": REPRODUCTIONS,
 }
 METRICS = ("accuracy", "gain")
+
+
+Place = tuple[str, str, str, str, str]  # label, dataset, backbone, shots, target
+
+
+class Publications:
+    """The published numbers of a study, found by what they are numbers of; remembers which of them were shown."""
+
+    def __init__(self, numbers: pd.DataFrame | None = None, unverified: bool = False) -> None:
+        self._numbers: dict[str, dict[Place, list[Published]]] = {}
+        self._shown: set[Place] = set()
+        rows = [] if numbers is None else numbers.astype(object).where(numbers.notna(), None).to_dict("records")
+        for row in rows:
+            if not (row["verified"] or unverified):
+                continue
+            dataset = text_of(row["dataset"])
+            target = text_of(row.get("target") or dataset)
+            place = (text_of(row["label"]), dataset, text_of(row["backbone"] or None), text_of(row["shots"]), target)
+            paper = ", ".join(str(row[key]) for key in ("paper", "table") if row.get(key))
+            source = "; ".join(part for part in (paper, str(row.get("source") or "")) if part)
+            one = Published(float(row["value"]), source, bool(row["verified"]), str(row.get("note") or ""))
+            self._numbers.setdefault(str(row.get("metric") or "accuracy"), {}).setdefault(place, []).append(one)
+        for places in self._numbers.values():
+            for found in places.values():
+                found.sort(key=lambda number: not number.verified)
+
+    def of(self, cell: Cell, metric: str = "accuracy") -> tuple[Published, ...]:
+        """Return what is published of a cell or an average; nothing where a split is not the official one."""
+        averaged = cell.keys.get("dataset") == AVERAGE
+        if not self._numbers or not cell.comparable or (averaged and not cell.complete):
+            return ()
+        dataset = AVERAGE if averaged else text_of(cell.get("dataset"))
+        place = self._place({key: cell.get(key) for key in ("label", "backbone", "shots", "target")}, dataset)
+        self._shown.add(place)
+        return tuple(self._numbers.get(metric, {}).get(place, ()))
+
+    def others(
+        self, cells: Sequence[Cell], keys: Iterable[str], metric: str = "accuracy"
+    ) -> list[tuple[dict[str, Any], tuple[Published, ...]]]:
+        """Return (what it is of, numbers) of systems that are not ours, where they fit a table or figure of `keys`.
+
+        They are on our backbones; a key that the table does not have must be the same as that of all its cells.
+        """
+        ours = {text_of(cell.get("label")) for cell in cells}
+        same = {
+            key: {text_of(cell.get(key)) for cell in cells}
+            for key in ("dataset", "backbone", "shots", "target")
+            if key not in keys or key == "backbone"
+        }
+        if "dataset" in keys:
+            same.pop("target", None)
+        out = []
+        for place, numbers in self._numbers.get(metric, {}).items():
+            about: dict[str, Any] = dict(zip(("label", "dataset", "backbone", "shots", "target"), place, strict=True))
+            if place[0] in ours or any(about[key] not in allowed for key, allowed in same.items()):
+                continue
+            if about["shots"].isdigit():
+                about["shots"] = int(about["shots"])
+            out.append((about, tuple(numbers)))
+        return out
+
+    def mark_shown(self, about: Mapping[str, Any]) -> None:
+        """Remember that a part of the report shows the numbers of a place."""
+        self._shown.add(self._place(about, text_of(about["dataset"])))
+
+    def backbones(self) -> list[str]:
+        """Return the backbones that something is published of."""
+        return list(dict.fromkeys(place[2] for places in self._numbers.values() for place in places if place[2] != "-"))
+
+    def rest(self, datasets: Iterable[str]) -> dict[str, dict[Place, tuple[Published, ...]]]:
+        """Return {metric: {place: numbers}} of what no part of the report has shown, on these datasets."""
+        there = {*datasets, AVERAGE}
+        found = {
+            metric: {p: tuple(n) for p, n in places.items() if p not in self._shown and p[1] in there}
+            for metric, places in self._numbers.items()
+        }
+        return {metric: places for metric, places in found.items() if places}
+
+    def _place(self, about: Mapping[str, Any], dataset: str) -> Place:
+        target = about.get("target")
+        texts = (text_of(about.get(key)) for key in ("backbone", "shots"))
+        return (text_of(about.get("label")), dataset, *texts, text_of(target) if target not in (None, OWN) else dataset)  # type: ignore[return-value]
 
 
 def published(study: str) -> pd.DataFrame:

@@ -189,7 +189,7 @@ def check_result(content: Mapping[str, Any]) -> None:
         if not isinstance(metrics.get("per_class_accuracy"), dict):
             raise CoopError(f"per_class_accuracy of '{target}' is not a JSON object")
         for name, value in metrics["per_class_accuracy"].items():
-            if value is not None:
+            if value is not None and not (type(value) is float and 0 <= value <= 1):
                 _check_fraction(f"the accuracy of class '{name}'", value)
     for name in SUMMARIES:
         if name in content:

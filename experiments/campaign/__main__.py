@@ -4,7 +4,8 @@
     python -m experiments.campaign --short                # under a minute
     python -m experiments.campaign --part kills --first 317 --count 1   # one trial again
 
-Parts: kills (at every file operation, and at random), faults (a system that refuses), fuzz (files and words that no
+Parts: kills (at every file operation, and at random), faults (a system that refuses), places (full, read-only, of the
+wrong kind), fuzz (files and words that no
 reader expects), cache (processes that share one, of which one is killed), extremes (of numbers), repeat (equal runs).
 Prints how many trials were tried, survived and failed, and each failure with the seed that repeats it.
 """
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from experiments.campaign.place import Main, World
     from experiments.campaign.trial import Trial
 
-FULL = {"kills": 1000, "faults": 400, "fuzz": 10_000, "cache": 20, "extremes": 100, "repeat": 3}
-SHORT = {"kills": 6, "faults": 8, "fuzz": 27, "cache": 1, "extremes": 6, "repeat": 1}
+FULL = {"kills": 1000, "faults": 400, "places": 108, "fuzz": 10_000, "cache": 20, "extremes": 100, "repeat": 3}
+SHORT = {"kills": 6, "faults": 6, "places": 12, "fuzz": 27, "cache": 1, "extremes": 6, "repeat": 1}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -103,6 +104,7 @@ def _trials(part: str, world: "World", seeds: range, only: str | None) -> Iterat
     from experiments.campaign import extremes, shared
     from experiments.campaign.fuzz import Fuzz
     from experiments.campaign.interrupt import Jobs
+    from experiments.campaign.places import Places
 
     if part in ("kills", "faults"):
         jobs = Jobs(world, only)
@@ -116,6 +118,11 @@ def _trials(part: str, world: "World", seeds: range, only: str | None) -> Iterat
         readers = [name for name in fuzz.readers if only in (None, name)]
         for seed in seeds:  # readers in turn; a reader has seeds of its own
             yield fuzz.trial(readers[seed % len(readers)], seed // len(readers))
+    elif part == "places":
+        places = Places(world)
+        world.close(keep=True)
+        for seed in seeds:
+            yield places.trial(seed)
     elif part == "cache":
         cache = shared.Cache(world)
         world.close(keep=True)

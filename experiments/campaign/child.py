@@ -12,6 +12,7 @@ import resource
 import select
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ class Fault:
     error: int | None = None
     lasting: bool = False  # from that operation on, as a full disk
     reads: bool = False  # count operations that only read, too
+    below: str = ""  # count operations below this part of the guarded folder
 
 
 NO_FAULT = Fault()
@@ -163,6 +165,7 @@ def _be_child(
         sys.stdout = os.fdopen(1, "w", closefd=False)
         sys.stderr = os.fdopen(2, "w", closefd=False)
         os.environ.update(environment)
+        tempfile.tempdir = None  # the parent's
         os.chdir(folder)
         sys.argv = ["coop", *words]
         if file_limit is not None:
@@ -208,14 +211,13 @@ def _watch(guarded: str, fault: Fault, note: int) -> Callable[[str, tuple[Any, .
             if writes and text and not text.startswith(DEVICES) and "__pycache__" not in text:
                 os.write(note, f"no wrote outside: {event} {text[:200]!r}\n".encode())
             return
-        if not writes and not fault.reads:
+        inside = text[len(guarded) :].lstrip(os.sep)
+        if (not writes and not fault.reads) or not f"{inside}/".startswith(fault.below):
             return
         count += 1
         os.write(
             note,
-            f"op {'' if writes else 'read '}{event} {text[len(guarded) :][:200]!r}\n".encode(
-                "utf-8", "backslashreplace"
-            ),
+            f"op {'' if writes else 'read '}{event} {inside[:200]!r}\n".encode("utf-8", "backslashreplace"),
         )
         if fault.at and (count == fault.at or (fault.lasting and count > fault.at)):
             if fault.error is not None:

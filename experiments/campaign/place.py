@@ -88,13 +88,13 @@ class World:
         main: str = "coop",
         fault: Fault = NO_FAULT,
         file_limit: int | None = None,
-        **environment: str,
+        environment: dict[str, str] | None = None,
     ) -> Running:
         """Start a command in `case`, with its own home, cache and temporary folder there."""
         for name in ("home", "tmp"):
             (case / name).mkdir(exist_ok=True)
         places = {"HOME": case / "home", "TMPDIR": case / "tmp", "COOP_CACHE": case / "cache"}
-        variables = {**{key: str(value) for key, value in places.items()}, **environment}
+        variables = {**{key: str(value) for key, value in places.items()}, **(environment or {})}
         return Running(self.mains[main], words, case, case, variables, fault, file_limit)
 
     def run(
@@ -105,10 +105,10 @@ class World:
         fault: Fault = NO_FAULT,
         kill_after: float | None = None,
         file_limit: int | None = None,
-        **environment: str,
+        environment: dict[str, str] | None = None,
     ) -> Outcome:
         """Start a command in `case` and wait for its end."""
-        return self.start(words, case, main, fault, file_limit, **environment).wait(kill_after)
+        return self.start(words, case, main, fault, file_limit, environment).wait(kill_after)
 
     def run_words(self, *words: str) -> list[str]:
         """Return the words of `coop run` for the world's images and backbone; later words win."""

@@ -1,0 +1,31 @@
+"""Every method is registered once, has valid defaults, and stands in docs/."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from coop.methods import METHODS
+from coop.options import OPTIONS, Training, method_options
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def test_methods_and_options_have_the_same_names() -> None:
+    assert list(METHODS) == list(OPTIONS)
+    assert all(METHODS[name].name == name and METHODS[name].Options is OPTIONS[name] for name in METHODS)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_defaults_come_back_from_plain_values_and_are_resolved_once(name: str) -> None:
+    options = OPTIONS[name]()
+    assert method_options(OPTIONS[name], asdict(options)) == options
+    resolved = options.resolved(4, "dtd")
+    assert resolved.resolved(16, "eurosat") == resolved.resolved(4, "dtd") == resolved
+    assert not isinstance(resolved, Training) or resolved.epochs is not None
+    assert isinstance(resolved.uses_validation, bool) and resolved.n_views >= 0
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_method_is_documented(name: str) -> None:
+    assert any(f"`{name}`" in page.read_text() for page in DOCS.glob("methods*.md"))
