@@ -20,7 +20,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import pil_to_tensor
@@ -33,7 +33,6 @@ from coop.io import track
 
 VISION = {"image_size": 64, "patch_size": 8, "width": 192, "layers": 6, "head_width": 64}
 STORED = 72  # pixels of a stored crop; training takes random 64 x 64 windows of it
-CROPS = 3  # per image: the centre, and two random ones
 
 
 def main() -> None:
@@ -43,14 +42,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--crops", type=int, default=3, help="per image: the centre, and random ones (3)")
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
     files = sorted(path for place in args.images for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
     model = open_clip.CLIP(**configuration()["model_cfg"])
-    pixels, targets = teacher_crops(files)
+    args.output.mkdir(parents=True, exist_ok=True)
+    kept = args.output / "crops.safetensors"  # what the slow half of the work makes; training may be started again
+    if not kept.is_file():
+        save_file(dict(zip(("pixels", "targets"), teacher_crops(files, args.crops), strict=True)), kept)
+    pixels, targets = load_file(kept)["pixels"], load_file(kept)["targets"]
     losses = distil(model, pixels, targets, args.steps, args.batch, args.lr)
     print(f"{len(files)} images, loss {losses[0]:.3f} -> {sum(losses[-50:]) / len(losses[-50:]):.3f}")
-    args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "config.json").write_text(json.dumps(configuration(), indent=1))
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, args.output / "model.safetensors")
 
@@ -63,7 +66,7 @@ def configuration() -> dict[str, Any]:
 
 
 @torch.no_grad()
-def teacher_crops(files: list[Path]) -> tuple[Tensor, Tensor]:
+def teacher_crops(files: list[Path], count: int) -> tuple[Tensor, Tensor]:
     """Return crops (n, 3, s, s) uint8 of the images, and lit_lite's unit features of them (n, e)."""
     teacher = load_backbone("lit_lite")
     torch.manual_seed(0)
@@ -72,7 +75,7 @@ def teacher_crops(files: list[Path]) -> tuple[Tensor, Tensor]:
         image = open_rgb(file)
         side = min(image.size)
         boxes = [((image.height - side) // 2, (image.width - side) // 2, side, side)]
-        boxes += [RandomResizedCrop.get_params(image, [0.3, 1.0], [1.0, 1.0]) for _ in range(CROPS - 1)]
+        boxes += [RandomResizedCrop.get_params(image, [0.3, 1.0], [1.0, 1.0]) for _ in range(count - 1)]
         crops = [image.crop((left, top, left + w, top + h)) for top, left, h, w in boxes]
         targets.append(teacher.encode_images(torch.stack([teacher.preprocess(crop) for crop in crops])))
         pixels += [pil_to_tensor(crop.resize((STORED, STORED), Image.Resampling.BICUBIC)) for crop in crops]
