@@ -65,7 +65,7 @@ def test_moved_to_new_classes(tiny_backbone: Backbone) -> None:
     names = ("river", "abbey", "old bridge")
     zero_shot = learned("zero_shot", tiny_backbone).for_classes(Classes(names))
     template = hand_written(tiny_backbone, "a drawing of a {}.", names)
-    torch.testing.assert_close(zero_shot.class_features, template, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(zero_shot.class_features(), template, rtol=1e-4, atol=1e-5)
     method = learned("unified", tiny_backbone)
     expected = with_context(tiny_backbone, method.learner.ctx.detach(), names)
     torch.testing.assert_close(method.for_classes(Classes(names)).class_features(), expected, rtol=1e-4, atol=1e-5)

@@ -69,13 +69,14 @@ def configuration() -> dict[str, Any]:
 def teacher_crops(files: list[Path], count: int) -> tuple[Tensor, Tensor]:
     """Return crops (n, 3, s, s) uint8 of the images, and lit_lite's unit features of them (n, e)."""
     teacher = load_backbone("lit_lite")
-    torch.manual_seed(0)
     pixels, targets = [], []
     for file in track(files, "encoding crops", len(files)):
         image = open_rgb(file)
         side = min(image.size)
         boxes = [((image.height - side) // 2, (image.width - side) // 2, side, side)]
-        boxes += [RandomResizedCrop.get_params(image, [0.3, 1.0], [1.0, 1.0]) for _ in range(count - 1)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(len(pixels))  # torchvision draws crops from the global generator
+            boxes += [RandomResizedCrop.get_params(image, [0.3, 1.0], [1.0, 1.0]) for _ in range(count - 1)]
         crops = [image.crop((left, top, left + w, top + h)) for top, left, h, w in boxes]
         targets.append(teacher.encode_images(torch.stack([teacher.preprocess(crop) for crop in crops])))
         pixels += [pil_to_tensor(crop.resize((STORED, STORED), Image.Resampling.BICUBIC)) for crop in crops]
