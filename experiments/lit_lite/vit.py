@@ -69,7 +69,8 @@ def configuration() -> dict[str, Any]:
 def teacher_crops(files: list[Path], count: int) -> tuple[Tensor, Tensor]:
     """Return crops (n, 3, s, s) uint8 of the images, and lit_lite's unit features of them (n, e)."""
     teacher = load_backbone("lit_lite")
-    pixels, targets = [], []
+    pixels: list[Tensor] = []
+    targets: list[Tensor] = []
     for file in track(files, "encoding crops", len(files)):
         image = open_rgb(file)
         side = min(image.size)
