@@ -266,6 +266,7 @@ def test_a_sweep_that_finds_no_room_stops_and_loses_nothing(
     assert main(grid) == 0 and len(results_of(tmp_path)) == 3
 
 
+@pytest.mark.slow
 def test_an_interruption_of_the_configuration_is_one(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,6 +113,7 @@ def stop_within_a_run(results: Path) -> tuple[Path, int]:
     raise AssertionError("no run was begun")
 
 
+@pytest.mark.slow
 def test_processes_of_a_launcher_share_the_sweep(
     place: Path, alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +131,7 @@ def test_processes_of_a_launcher_share_the_sweep(
     check_equal(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_a_killed_process_of_a_launcher_is_told_and_its_run_done_next_time(
     place: Path, alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,6 +155,7 @@ def test_a_killed_process_of_a_launcher_is_told_and_its_run_done_next_time(
     check_equal(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_processes_started_by_hand_share_the_sweep(place: Path, alone: Path, tmp_path: Path) -> None:
     """All return when everything is done."""
     processes = [start([*words_for(place, tmp_path / "results"), *GRID]) for _ in range(2)]
@@ -164,6 +167,7 @@ def test_processes_started_by_hand_share_the_sweep(place: Path, alone: Path, tmp
     check_equal(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_held_is_free(place: Path, alone: Path, tmp_path: Path) -> None:
     """The other does everything else, waits while the first may live, and takes its run over when it is dead."""
     words = [*words_for(place, tmp_path / "results"), *GRID]
@@ -201,6 +205,7 @@ SRUN = '#!/bin/bash\n[ "$1" = --unbuffered ] && [ "$2" = --output ] && shift 3 &
 SACCT = '#!/bin/bash\necho "JobID|State|NodeList"\n'
 
 
+@pytest.mark.slow
 def test_slurm_is_asked_for_jobs_of_one_gpu(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +259,7 @@ def test_a_mistake_is_one_sentence(
     assert err.startswith("coop: ") and told in err and len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_without_the_extra(place: Path, tmp_path: Path) -> None:
     """A launcher says what it needs."""
     words = ["run", "-m", *words_for(place, tmp_path / "results"), "hydra/launcher="]

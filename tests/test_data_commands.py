@@ -34,6 +34,7 @@ def eurosat(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.assets
 @pytest.mark.parametrize("name", SPLIT_FILES)
 def test_printed_samples_equal_the_published_ones(assets: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:

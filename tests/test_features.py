@@ -172,6 +172,7 @@ def encode_together(root: Path, cache: Path, start: Any) -> None:
     FeatureCache(backbone, cache)(root, PATHS, (0, 1, 2))
 
 
+@pytest.mark.slow
 def test_processes_at_once_compute_once(root: Path, tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     start = spawn.Barrier(2)

@@ -83,6 +83,7 @@ def test_image_tower_is_the_packages_classifier_less_its_head(backbone: Backbone
         assert torch.allclose(backbone.model.visual.trunk(batch), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_zero_shot_is_far_above_chance(backbone: Backbone) -> None:
     """On photographs of clothes that it was never trained on; chance is 10 %."""
     images, labels, names = fashion_images("test", 10)

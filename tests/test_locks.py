@@ -48,6 +48,7 @@ def access_to(locks: RunLocks, folder: Path) -> Access:
         return access
 
 
+@pytest.mark.slow
 def test_what_others_do_of_a_run(other: tuple[Connection, int], tmp_path: Path) -> None:
     """By how the process ended that had it: of the same sweep, of one that began meanwhile, of one that began after."""
     pipe, pid = other

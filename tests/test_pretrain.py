@@ -12,7 +12,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from coop.clip.backbone import load_backbone
@@ -132,6 +132,7 @@ def test_every_epoch_shows_every_pair_once_and_batches_depend_on_the_step_alone(
     assert [next(late), next(late)] == batches[7:]
 
 
+@pytest.mark.slow
 def test_trains_a_model_that_plain_open_clip_loads_and_that_knows_the_colours(folder: Path, tmp_path: Path) -> None:
     """From a folder; the weights go through open_clip's own loading, and name each colour's image."""
     options = ["--architecture", folder / "tiny.json", "--epochs", 80, "--batch", 8, "--workers", 0]
@@ -170,9 +171,9 @@ def test_locked_image_tower_learns_from_cached_features(
     again = load_file(tmp_path / "b" / "open_clip_model.safetensors")
     assert all(torch.equal(after[name], again[name]) for name in after)
 
-    assert (
-        run(folder / "pairs.csv", "--out", tmp_path / "c", "--features", tmp_path / "short.safetensors", *options) == 2
-    )
+    short = tmp_path / "short.safetensors"
+    save_file({name: rows[:-1].contiguous() for name, rows in load_file(features).items()}, short)
+    assert run(folder / "pairs.csv", "--out", tmp_path / "c", "--features", short, *options) == 2
     assert "24 pairs" in capsys.readouterr().err
 
 
