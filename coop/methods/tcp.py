@@ -12,7 +12,7 @@ from coop.clip.prompts import expand_template, template_rows
 from coop.clip.towers import Change, Changes, quick_gelu
 from coop.errors import CoopError
 from coop.methods.base import Classes, generator, linear
-from coop.methods.tower_method import TowerMethod, check_depth, with_context
+from coop.methods.tower_method import TowerMethod, with_context
 from coop.options import TcpOptions
 
 # By dataset, as released: the frozen features' template, and the learned prompt's ("X": a token that is learned).
@@ -45,7 +45,11 @@ class TCP(TowerMethod):
     def __init__(self, backbone: Backbone, classes: Classes, options: TcpOptions, seed: int = 1) -> None:
         super().__init__(backbone, classes, options, seed)
         o, random, d, e = options, generator(seed), backbone.width, backbone.joint_width
-        check_depth(self.name, "layer", o.layer + 1, len(backbone.tower.blocks) or o.layer + 1, "text")
+        blocks = len(backbone.tower.blocks)
+        if blocks and o.layer >= blocks:
+            raise CoopError(
+                f"method=tcp: layer={o.layer}, but the last block of the text tower is {blocks - 1}: give less"
+            )
         teacher, prompt = TEMPLATES.get(classes.dataset, (None, "X X X X {}."))
         prompt = (o.prompt_template or prompt).replace("X X X X", " ".join("X" * o.n_ctx))
         vocabulary, head = backbone.vocabulary, len(backbone.vocabulary.head)
