@@ -55,13 +55,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
     A symbolic link stays, and the file that it leads to is replaced. A device or a pipe is written to directly. The
     file is readable by the umask. Raises OSError for what the system refuses, CoopError where `path` is a folder.
     """
-    path = Path(os.path.realpath(path))
     mode = path.stat().st_mode if path.exists() else stat.S_IFREG
     if stat.S_ISDIR(mode):
         raise CoopError(f"{path} is a folder: name a file")
     if not stat.S_ISREG(mode):
         yield from _written_directly(path)
         return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary = path.with_name(f"{_prefix(path)}{uuid.uuid4().hex[:8]}{TEMPORARY}")

@@ -3,6 +3,8 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -106,3 +108,9 @@ def test_refusals_of_the_system_are_one_sentence(tmp_path: Path, capsys: pytest.
         err = capsys.readouterr().err
         assert err.splitlines()[-1].startswith("coop: ") and str(tmp_path / "file") in err
         assert ("Traceback" in err) is shown and (shown or len(err.splitlines()) == 1)
+
+
+def test_standard_output_that_is_a_pipe(tmp_path: Path) -> None:
+    code = "from pathlib import Path; from coop.io import write_text; write_text(Path('/dev/stdout'), 'text')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "text"

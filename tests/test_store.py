@@ -239,3 +239,15 @@ def test_predictions_come_back(tmp_path: Path) -> None:
     (tmp_path / "predictions.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(CoopError, match="damaged"):
         read_predictions(tmp_path)
+
+
+def test_an_edited_prompt_file_is_another_run(tmp_path: Path) -> None:
+    """The file's content is part of what a run is; without one nothing is written."""
+    prompts = tmp_path / "prompts.json"
+    keys = []
+    for text in ("a cat", "a small cat"):
+        prompts.write_text(json.dumps({"cat": [text]}))
+        keys.append(RunKey.of(run_config({"method": "zero_shot", "template": f"file:{prompts}"})))
+    assert keys[0] != keys[1] and keys[0].digest != keys[1].digest
+    assert RunKey.from_dict(keys[0].as_dict()) == keys[0]
+    assert "prompts" not in RunKey.of(run_config({"method": "zero_shot"})).as_dict()

@@ -27,7 +27,8 @@ class RunKey:
 
     `data` is the dataset's digest, `targets` the other datasets that the run is tested on, by name, with theirs.
     `pretrained` is a tag, or the digest of a weights file. `shots` and `seed` are 0 for a method that does not train;
-    `validation` is None for one that chooses nothing on a validation sample. `sample` is a sample file's digest.
+    `validation` is None for one that chooses nothing on a validation sample. `sample` is a sample file's digest,
+    `prompts` that of the file that the option `template=file:PATH` names.
     """
 
     dataset: str
@@ -45,6 +46,7 @@ class RunKey:
     seed: int
     validation: str | None
     sample: str | None
+    prompts: str | None = None
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -69,6 +71,7 @@ class RunKey:
             seed=config.seed,
             validation=config.validation if options.uses_validation else None,
             sample=None,
+            prompts=_prompt_file_digest(getattr(options, "template", None)),
         )
 
     @classmethod
@@ -86,7 +89,7 @@ class RunKey:
         for name in ("dataset", "dataset_template", "backbone", "precision", "protocol"):
             if not isinstance(mapping.get(name), str):
                 raise CoopError(f"the key of the run has {name}={_short(mapping.get(name))}: it must be a text")
-        for name in ("data", "architecture", "pretrained", "validation", "sample"):
+        for name in ("data", "architecture", "pretrained", "validation", "sample", "prompts"):
             if not isinstance(mapping.get(name), str | None):
                 raise CoopError(f"the key of the run has {name}={_short(mapping.get(name))}: it must be a text or null")
         shots, seed = mapping.get("shots"), mapping.get("seed")
@@ -110,6 +113,8 @@ class RunKey:
     def as_dict(self) -> dict[str, Any]:
         """Return the key as result.json has it: flat, options by their command-line keys (`augment.views`)."""
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("options", "targets")}
+        if self.prompts is None:  # so that the hashes of all other runs are what they were
+            del out["prompts"]
         return {**out, **flat(dataclasses.asdict(self.options)), "targets": dict(self.targets)}
 
     def columns(self) -> dict[str, Any]:
@@ -155,6 +160,7 @@ class RunKey:
 
 _TEXTS = (
     "dataset", "dataset_template", "data", "backbone", "architecture", "pretrained", "precision", "protocol", "sample",
+    "prompts",
 )  # fmt: skip
 
 
@@ -194,6 +200,12 @@ def file_digest(name: str | None) -> str | None:
         with path.open("rb") as file:
             _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return _digests[key]
+
+
+def _prompt_file_digest(template: str | None) -> str | None:
+    """Return the digest of the file of `file:PATH`, `+file:PATH` or `TEMPLATE+file:PATH`; None for other templates."""
+    _, mark, path = (template or "").partition("file:")
+    return file_digest(str(Path(path).expanduser())) if mark else None
 
 
 def _embedded(architecture: str) -> str | None:
