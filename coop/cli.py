@@ -163,11 +163,8 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command.add_argument("-m", "--multirun", action="store_true", help="run the grid; what is done already is skipped")
     command.add_argument("--cfg", action="store_true", help="print the configuration instead of running it")
     command.add_argument("--help-keys", action="store_true", help="print what each key means, and its default")
-    command.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="e.g. dataset=eurosat shots=1,2,4; with -m, +experiment=NAME runs a study (coop study lists them)",
+    _add_overrides(
+        command, "e.g. dataset=eurosat shots=1,2,4; with -m, +experiment=NAME runs a study (coop study lists them)"
     )
 
 
@@ -213,7 +210,7 @@ def _say(text: str) -> None:
 def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = _command(commands, "study", "the studies: which there are, what one is, how far it has come", _study)
     command.add_argument("name", nargs="?", metavar="STUDY", help="e.g. few_shot (default: list them all)")
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what it is run with; results=FOLDER")
+    _add_overrides(command, "what it is run with; results=FOLDER")
     command.add_argument("--status", action="store_true", help="what is done, missing and failed, and the time left")
 
 
@@ -382,12 +379,7 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     text = "tables, figures and page of a study, or of a results folder, from the runs that are there"
     command = _command(commands, "report", text, _report)
     command.add_argument("name", metavar="STUDY", help="e.g. few_shot; or a folder of runs")
-    command.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="what it was run with; results=FOLDER; of a folder: which runs",
-    )
+    _add_overrides(command, "what it was run with; results=FOLDER; of a folder: which runs")
     command.add_argument("--output", type=Path, help="folder for the report (reports/STUDY)")
     command.add_argument("--unverified", action="store_true", help="also published numbers that nobody has checked")
 
@@ -500,6 +492,10 @@ def _export(args: argparse.Namespace) -> int:
     name = method.backbone.architecture
     print(f"{args.output}: open_clip.create_model({name!r}, pretrained={str(args.output)!r})")
     return 0
+
+
+def _add_overrides(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:
@@ -625,13 +621,13 @@ def _data_check(args: argparse.Namespace) -> int:
 
 def _data_prepare(args: argparse.Namespace) -> int:
     """Fetch a dataset as far as possible; 1 if something is left to do."""
-    from coop.data.prepare import prepare
+    from coop.data.prepare import prepare_dataset
     from coop.data.spec import prepare_command
 
     spec = _dataset_spec(args)
     if not spec.directory and spec.reader != "hub":
         raise CoopError(f"dataset '{spec.name}' is your own: there is nothing to fetch")
-    done = prepare(spec, args.data_root, print)
+    done = prepare_dataset(spec, args.data_root, print)
     check = prepare_command(spec).replace("prepare", "check", 1)
     print(f"ready: '{check}' counts it" if done else "not complete yet")
     return 0 if done else 1

@@ -22,13 +22,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from coop.data.few_shot import VALIDATIONS, Shots
+from coop.data.few_shot import Shots, check_validation
 from coop.data.spec import DatasetSpec, dataset_descriptions, describe_folder, load_description
-from coop.errors import LONGEST, CoopError, first_line, unknown
+from coop.errors import CoopError, first_line, short, unknown
 from coop.io import cache_folder, resource_folder
-from coop.options import OPTIONS, MethodOptions, from_mapping, method_options
+from coop.options import OPTIONS, PRECISIONS, MethodOptions, from_mapping, method_options
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 PROTOCOLS = ("all_classes", "base_to_new", "cross_dataset", "domain_generalisation")
 GROUPS = {"dataset": "fashion_mnist", "backbone": "lit_lite", "method": "coop", "protocol": "all_classes"}
 SAMPLE_KEYS = ("shots", "seed", "sample_file", "validation")  # nothing for a method that does not train
@@ -102,7 +101,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     """
     check_keys(values)
     for key, reason in unused_keys(values).items():
-        raise CoopError(f"{key}={_short(values[key])}: {reason}")
+        raise CoopError(f"{key}={short(values[key])}: {reason}")
     return _run_config(resolve_interpolations(values))
 
 
@@ -118,9 +117,8 @@ def _run_config(values: Mapping[str, Any]) -> RunConfig:
     if settings.precision not in PRECISIONS:
         raise unknown("precision", settings.precision, PRECISIONS)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", settings.device):
-        raise CoopError(f"device={_short(settings.device)}: give auto, cpu, cuda or cuda:NUMBER")
-    if settings.validation not in VALIDATIONS:
-        raise unknown("validation", settings.validation, VALIDATIONS)
+        raise CoopError(f"device={short(settings.device)}: give auto, cpu, cuda or cuda:NUMBER")
+    check_validation(settings.validation)
     workers = settings.workers
     return RunConfig(
         dataset=dataset,
@@ -174,7 +172,7 @@ def check_keys(keys: Iterable[str]) -> None:
         elif head not in options and (rest or head not in _SETTINGS | GROUPS.keys()):
             close = get_close_matches(key, [*GROUPS, *_SETTINGS, *options], n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise CoopError(f"unknown key {_short(key)}: {hint}All keys: coop run --help-keys")
+            raise CoopError(f"unknown key {short(key)}: {hint}All keys: coop run --help-keys")
 
 
 def unused_keys(values: Mapping[str, Any]) -> dict[str, str]:
@@ -270,7 +268,7 @@ def protocol_config(values: Mapping[str, Any], dataset: str) -> ProtocolConfig:
     if name not in PROTOCOLS:
         raise unknown("protocol", str(name), PROTOCOLS)
     if not isinstance(targets, list | tuple | None):
-        raise CoopError(f"protocol.targets={_short(targets)}: give a list: [dtd,eurosat] or [/folder/a,/folder/b]")
+        raise CoopError(f"protocol.targets={short(targets)}: give a list: [dtd,eurosat] or [/folder/a,/folder/b]")
     if name == "base_to_new" and targets:
         raise CoopError("protocol=base_to_new tests on both halves of its dataset: it has no protocol.targets")
     if name in ("cross_dataset", "domain_generalisation") and not targets:
@@ -299,7 +297,7 @@ def _target(target: Any, taken: Sequence[str]) -> DatasetSpec:
         del keys["name"]
         return described(str(name), {**keys, **({"root": place} if place else {})})
     if place is None:
-        raise unknown("target", _short(name), group_choices("dataset"))
+        raise unknown("target", short(name), group_choices("dataset"))
     if name in ("folder", "csv"):
         del keys["name"]
     known = repr((place, sorted(keys.items()), taken))
@@ -313,7 +311,7 @@ def _choice(group: str, values: Mapping[str, Any]) -> str:
     chosen = values.get(group, GROUPS[group])
     choices = group_choices(group)
     if not isinstance(chosen, str) or chosen not in choices:
-        raise unknown(group, _short(chosen), choices)
+        raise unknown(group, short(chosen), choices)
     return chosen
 
 
@@ -383,7 +381,7 @@ def _shots(value: Any) -> Shots:
     if text.isdecimal() and 1 <= int(text) < MAX_SEED:
         return int(text)
     raise CoopError(
-        f"shots={_short(value)}: give a number of images per class, 1 or more, or all (epochs=0 does not train)"
+        f"shots={short(value)}: give a number of images per class, 1 or more, or all (epochs=0 does not train)"
     )
 
 
@@ -396,17 +394,17 @@ def _whole(name: str, value: int, least: int, most: int = MAX_SEED) -> int:
 def _path(name: str, value: Any) -> Path:
     text = str(value)
     if not text.strip() or "\0" in text or text == "None":
-        raise CoopError(f"{name}={_short(value)}: give a folder or a file")
+        raise CoopError(f"{name}={short(value)}: give a folder or a file")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise CoopError(f"{name}={_short(value)}: there is no such user's home folder") from error
+        raise CoopError(f"{name}={short(value)}: there is no such user's home folder") from error
 
 
 def _check_name(key: str, name: str) -> None:
     """Raise CoopError for a name that cannot be that of a folder and a row of a table."""
     if not any(letter.isalnum() for letter in name) or len(name) > 100 or not name.isprintable():
-        raise CoopError(f"{key}={_short(name)}: give a name of at most 100 characters on one line, with letters")
+        raise CoopError(f"{key}={short(name)}: give a name of at most 100 characters on one line, with letters")
 
 
 def _training_methods() -> list[str]:
@@ -415,8 +413,3 @@ def _training_methods() -> list[str]:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
-
-
-def _short(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= LONGEST // 3 else f"{text[: LONGEST // 3]}..."

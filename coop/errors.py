@@ -28,6 +28,17 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
+def one_line(value: object, length: int = 200) -> str:
+    """Return a value as an error shows it: printable, on one line, at most `length` characters."""
+    line = " ".join("".join(character if character.isprintable() else " " for character in str(value)).split())
+    return line if len(line) <= length else f"{line[: length - 3]}..."
+
+
+def short(value: object, length: int = 100) -> str:
+    """Return a value that a user gave as an error repeats it."""
+    return one_line(value, length)
+
+
 def raise_interruption(error: BaseException) -> None:
     """Raise KeyboardInterrupt if one is what led to `error`.
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from coop.clip.backbone import PRECISIONS, Backbone, load_backbone
+from coop.clip.backbone import Backbone, load_backbone
 from coop.clip.words import LEARNED_FILE
 from coop.data import open_rgb
 from coop.data.images import SUFFIXES
@@ -30,7 +30,7 @@ from coop.methods import METHODS
 from coop.methods.base import Classes, Method
 from coop.methods.coop import CoOp, PromptLearner
 from coop.methods.prompt_ensemble import PromptEnsemble
-from coop.options import CoOpOptions, MethodOptions, method_options
+from coop.options import PRECISIONS, CoOpOptions, MethodOptions, method_options
 
 FILE = LEARNED_FILE
 FORMAT = "1"

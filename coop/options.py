@@ -17,6 +17,7 @@ from coop.errors import CoopError, first_line, unknown
 
 Tap = Literal["final", "pre_projection", "pixels"]  # image features, features before the last projection, uint8 pixels
 PLUGINS = "coop.methods"  # the entry-point group in which other packages offer methods
+PRECISIONS = ("fp32", "bf16", "fp16")  # of the frozen towers
 CTX_POSITIONS = ("end", "middle", "front")
 ADAPTER_BRANCHES = {"visual": ("visual",), "text": ("text",), "both": ("visual", "text")}
 
@@ -28,6 +29,21 @@ R = TypeVar("R", bound="TipAdapterOptions")
 C = TypeVar("C", bound="TcpOptions")
 S = TypeVar("S", bound="StepTraining")
 TaskResT = TypeVar("TaskResT", bound="TaskResOptions")
+
+
+def check_whole(minimum: int, **values: int | None) -> None:
+    """Raise CoopError for a number below `minimum`; None passes."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise CoopError(f"{name}={value}: give {minimum} or more")
+
+
+def check_not_negative(options: object, *names: str) -> None:
+    """Raise CoopError unless these options are finite numbers from 0 on, or None."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise CoopError(f"{name}={value}: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -43,8 +59,8 @@ class MethodOptions:
         return False
 
     @property
-    def n_views(self) -> int:
-        """The number of random views of each training image that the method reads, beside the test view."""
+    def epoch_views(self) -> int:
+        """The number of random views of each training image that `augment.views=epochs` stands for."""
         return 0
 
     def resolved(self: AnyOptions, shots: int | str, dataset: str) -> AnyOptions:
@@ -90,20 +106,14 @@ class Training(MethodOptions):
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and self.epochs < 0:
-            raise CoopError(f"epochs={self.epochs}: give 0 or more")
-        if self.batch_size < 1:
-            raise CoopError(f"batch_size={self.batch_size}: give 1 or more")
-        for name in ("lr", "momentum", "weight_decay", "warmup_lr", "warmup_epochs"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise CoopError(f"{name}={value}: give 0 or more")
+        check_whole(0, epochs=self.epochs)
+        check_whole(1, batch_size=self.batch_size)
+        check_not_negative(self, "lr", "momentum", "weight_decay", "warmup_lr", "warmup_epochs")
 
     @property
-    def n_views(self) -> int:
-        """`augment.views`, or one for each epoch."""
-        named = {"epochs": self.epochs or 0, "mirror": 1}
-        return named[self.augment.views] if isinstance(self.augment.views, str) else self.augment.views
+    def epoch_views(self) -> int:
+        """One for each epoch."""
+        return self.epochs or 0
 
     def resolved(self: T, shots: int | str, dataset: str) -> T:
         """Return the options with the protocol's number of epochs where none is given."""
@@ -295,11 +305,6 @@ class CacheOptions(MethodOptions):
         """Whether something is left to search for."""
         return self.alpha is None
 
-    @property
-    def n_views(self) -> int:
-        """Those that the keys are the mean of."""
-        return 1 if self.augment.views == "mirror" else int(self.augment.views)
-
 
 def check_pair(alpha: float | None, beta: float | None, prefix: str = "") -> None:
     """Raise CoopError unless both are numbers from 0 on, or both are left out."""
@@ -339,8 +344,7 @@ class TrainedCacheOptions(CacheOptions, Training):
         check_pair(self.train_alpha, self.train_beta, "train_")
         if self.keep not in ("last", "best"):
             raise unknown("value of keep", self.keep, ("last", "best"))
-        if self.key_views < 1:
-            raise CoopError(f"key_views={self.key_views}: give 1 or more")
+        check_whole(1, key_views=self.key_views)
         if not self.eps > 0:
             raise CoopError(f"eps={self.eps}: give a number above 0")
 
@@ -350,9 +354,9 @@ class TrainedCacheOptions(CacheOptions, Training):
         return self.alpha is None or self.keep == "best"
 
     @property
-    def n_views(self) -> int:
-        """Those of the keys, and where each epoch has its own, those too."""
-        return self.key_views + (self.epochs or 0) if self.augment.views == "epochs" else super().n_views
+    def epoch_views(self) -> int:
+        """Those of the keys, and one for each epoch after them."""
+        return self.key_views + (self.epochs or 0)
 
     def resolved(self: K, shots: int | str, dataset: str) -> K:
         """Return the options with the method's number of epochs where none is given."""
@@ -496,8 +500,7 @@ class WaffleOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.repetitions < 1:
-            raise CoopError(f"repetitions={self.repetitions}: give 1 or more")
+        check_whole(1, repetitions=self.repetitions)
         if self.template.count("{}") != 1:
             raise CoopError(f"template={self.template!r}: give a text with {{}} where the class name goes")
 
@@ -683,23 +686,8 @@ class ProLipOptions(LinearAdapterOptions):
     reads: ClassVar[Tap] = "pre_projection"
 
 
-def check_not_negative(options: MethodOptions, *names: str) -> None:
-    """Raise CoopError unless these options are finite numbers from 0 on, or None."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise CoopError(f"{name}={value}: give 0 or more")
-
-
 # Methods that train inside the towers (coop/methods: deep_prompts, tcp, lora, layer_norm, multimodal). A block is
 # counted from 0, as in open_clip, except where a docstring says otherwise; a depth counts the input as 1.
-
-
-def check_whole(minimum: int, **values: int | None) -> None:
-    """Raise CoopError for a number below `minimum`; None passes."""
-    for name, value in values.items():
-        if value is not None and value < minimum:
-            raise CoopError(f"{name}={value}: give {minimum} or more")
 
 
 @dataclass(frozen=True)
@@ -864,18 +852,11 @@ class StepTraining(MethodOptions):
     def __post_init__(self) -> None:
         check_whole(0, steps_per_shot=self.steps_per_shot, steps=self.steps)
         check_whole(1, batch_size=self.batch_size)
-        for name in ("lr", "weight_decay"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise CoopError(f"{name}={getattr(self, name)}: give 0 or more")
+        check_not_negative(self, "lr", "weight_decay")
         if self.towers not in TOWERS:
             raise unknown("towers", self.towers, TOWERS)
         if self.augment.views == "epochs":
             raise CoopError("augment.views=epochs: a method that is trained by steps has no epochs; give a number")
-
-    @property
-    def n_views(self) -> int:
-        """`augment.views`; a mirror image is one."""
-        return 1 if isinstance(self.augment.views, str) else self.augment.views
 
     def resolved(self: S, shots: int | str, dataset: str) -> S:
         """Return the options with `steps_per_shot` times the shots where no number of steps is given.

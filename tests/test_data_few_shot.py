@@ -19,16 +19,7 @@ from coop.data import (
 )
 from coop.data.dataset import dataset_digest
 from coop.errors import CoopError
-
-SPLIT_FILES = {
-    "caltech101": "Caltech101",
-    "dtd": "DescribableTextures",
-    "eurosat": "EuroSAT",
-    "oxford_flowers": "OxfordFlowers",
-    "oxford_pets": "OxfordPets",
-    "stanford_cars": "StanfordCars",
-    "ucf101": "UCF101",
-}
+from tests.golden.make import SPLIT_FILES
 
 
 @pytest.mark.assets

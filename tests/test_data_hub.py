@@ -10,7 +10,7 @@ from torchvision import datasets as torchvision_datasets
 
 from coop.cli import main
 from coop.data import Dataset, load_description, open_rgb, read_dataset
-from coop.data.prepare import prepare
+from coop.data.prepare import prepare_dataset
 from tests.data_miniatures import counts
 
 
@@ -26,8 +26,8 @@ def saved(folder: Path, *names: str, images: int = 5) -> None:
 def prepared(data_root: Path, source: str, **overrides: object) -> Dataset:
     spec = load_description("hub", source=source, **overrides)
     said: list[str] = []
-    assert prepare(spec, data_root, said.append), said
-    assert prepare(spec, data_root, said.append) and len(said) == 1, "nothing is written twice"
+    assert prepare_dataset(spec, data_root, said.append), said
+    assert prepare_dataset(spec, data_root, said.append) and len(said) == 1, "nothing is written twice"
     return read_dataset(spec, data_root)
 
 

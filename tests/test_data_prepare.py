@@ -1,4 +1,4 @@
-"""Archives are unpacked safely and whole; `prepare` brings a description's folder as far as it can."""
+"""Archives are unpacked safely and whole; `prepare_dataset` brings a description's folder as far as it can."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from coop.data import DatasetSpec, parse_description
-from coop.data.prepare import extract, prepare
+from coop.data.prepare import extract, prepare_dataset
 from coop.data.spec import Download, OfficialSplit
 from coop.errors import CoopError
 from tests.data_server import serving
@@ -114,7 +114,7 @@ def test_prepare_fetches_unpacks_and_does_nothing_twice(tmp_path: Path) -> None:
             official_split=OfficialSplit("split.json", server.url("s")),
         )
         said: list[str] = []
-        assert prepare(description, tmp_path, said.append)
+        assert prepare_dataset(description, tmp_path, said.append)
         assert tree(tmp_path / "mini") == {
             "images/a/1.jpg": b"one",
             "labels/n.mat": b"m",
@@ -123,7 +123,7 @@ def test_prepare_fetches_unpacks_and_does_nothing_twice(tmp_path: Path) -> None:
         }
         server.requests.clear()
         again: list[str] = []
-        assert prepare(description, tmp_path, again.append)
+        assert prepare_dataset(description, tmp_path, again.append)
         assert server.requests == [] and all(line.endswith(": there") for line in again)
 
 
@@ -136,7 +136,7 @@ def test_one_failure_is_said_and_the_others_go_on(tmp_path: Path) -> None:
             manual="ask the authors.",
         )
         said: list[str] = []
-        assert not prepare(description, tmp_path, said.append)
+        assert not prepare_dataset(description, tmp_path, said.append)
         assert "leaves the target folder" in said[0] and "put evil.tar into" in said[0]
         assert "HTTP 404" in said[1]
         assert said[2:] == ["n.mat: fetched", f"By hand, in {tmp_path / 'mini'}: ask the authors."]
@@ -147,7 +147,7 @@ def test_a_file_that_was_fetched_by_hand_is_used_and_kept(tmp_path: Path) -> Non
     (tmp_path / "mini").mkdir()
     (tmp_path / "mini/a.tar").write_bytes(tar_bytes({"images/1.jpg": b"one"}, mode="w"))
     description = described(Download("http://127.0.0.1:9/a.tar", creates="images"))
-    assert prepare(description, tmp_path, lambda _: None)
+    assert prepare_dataset(description, tmp_path, lambda _: None)
     assert sorted(tree(tmp_path / "mini")) == ["a.tar", "images/1.jpg"]
 
 
@@ -155,7 +155,7 @@ def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mini").mkdir()
     (tmp_path / "mini/a.tar").write_bytes(tar_bytes({"pictures/1.jpg": b"one"}, mode="w"))
     said: list[str] = []
-    assert not prepare(described(Download("http://127.0.0.1:9/a.tar", creates="images")), tmp_path, said.append)
+    assert not prepare_dataset(described(Download("http://127.0.0.1:9/a.tar", creates="images")), tmp_path, said.append)
     assert "has no 'images'" in said[0]
     assert sorted(tree(tmp_path / "mini")) == ["a.tar"]
 
@@ -163,19 +163,19 @@ def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_two_at_once_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "mini/.prepare").mkdir(parents=True)
     with FileLock(tmp_path / "mini/.prepare/lock"), pytest.raises(CoopError, match="another 'coop data prepare'"):
-        prepare(described(), tmp_path, print)
+        prepare_dataset(described(), tmp_path, print)
     (tmp_path / "file").touch()
     with pytest.raises(CoopError, match="cannot write"):
-        prepare(described(), tmp_path / "file", print)
+        prepare_dataset(described(), tmp_path / "file", print)
 
 
 def test_a_download_without_checksum_that_does_not_unpack_is_fetched_anew(tmp_path: Path) -> None:
     good = tar_bytes({"images/1.jpg": b"one"})
     with serving({"a.tar.gz": good[:-20]}) as server:
         description = described(Download(server.url("a.tar.gz"), creates="images"))
-        assert not prepare(description, tmp_path, lambda _: None)
+        assert not prepare_dataset(description, tmp_path, lambda _: None)
         server.files["a.tar.gz"] = good
-        assert prepare(description, tmp_path, lambda _: None)
+        assert prepare_dataset(description, tmp_path, lambda _: None)
     assert tree(tmp_path / "mini") == {"images/1.jpg": b"one"}
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from coop.data import load_description, load_split_file, read_dataset
 from coop.data.convert import idx_file, idx_rows, read_idx, write_idx_images
-from coop.data.prepare import prepare
+from coop.data.prepare import prepare_dataset
 from coop.data.splits import rows_of, write_split_file
 from coop.errors import CoopError
 from experiments.fashion_mnist_sample import CLASS_NAMES, FILES, OUT, SPLIT_FILE, take_sample
@@ -63,7 +63,7 @@ def test_prepare_makes_images_and_split_of_files_put_there_by_hand(files: Path, 
     said: list[str] = []
     (tmp_path / "fashion_mnist").mkdir()
     files.rename(tmp_path / "fashion_mnist" / "files")
-    assert prepare(description, tmp_path, said.append)
+    assert prepare_dataset(description, tmp_path, said.append)
     split = load_split_file(tmp_path / "fashion_mnist" / SPLIT_FILE)
     for path, _, _ in [row for part in split.values() for row in part]:
         assert (tmp_path / "fashion_mnist" / "images" / path).is_file()

@@ -24,7 +24,7 @@ def test_defaults_come_back_from_plain_values_and_are_resolved_once(name: str) -
     resolved = options.resolved(4, "dtd")
     assert resolved.resolved(16, "eurosat") == resolved.resolved(4, "dtd") == resolved
     assert not isinstance(resolved, Training) or resolved.epochs is not None
-    assert isinstance(resolved.uses_validation, bool) and resolved.n_views >= 0
+    assert isinstance(resolved.uses_validation, bool) and resolved.epoch_views >= 0
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -146,9 +146,9 @@ def test_the_released_setting(tiny_backbone: Backbone) -> None:
     options = TipAdapterFOptions(setting="released", lr=0.1, epochs=epochs).resolved(4, "oxford_flowers")
     assert (options.train_alpha, options.train_beta, options.keep) == (10.0, 1.0, "best")
     assert (options.search_scale, options.search_step) == ([50.0, 50.0], [200, 20])
-    assert options.augment.views == "epochs" and options.augment.scale == 0.5 and options.n_views == 10 + epochs
+    assert options.augment.views == "epochs" and options.augment.scale == 0.5 and options.epoch_views == 10 + epochs
     options = replace(options, train_alpha=5.0, search_scale=[9.0, 5.0], search_step=[6, 5])
-    random = sample(tiny_backbone, 3, options.n_views, seed=1, spread=3.0)
+    random = sample(tiny_backbone, 3, options.epoch_views, seed=1, spread=3.0)
     train, val = replace(random, fresh=True), sample(tiny_backbone, 6, seed=51, spread=3.0)
     method = TipAdapterF(tiny_backbone, CLASSES, options)
     notes = method.fit(train, val)

@@ -31,8 +31,8 @@ from coop.clip.towers import TextTower, check_config
 from coop.clip.words import remember_embeddings
 from coop.errors import CoopError, unknown
 from coop.io import cache_folder
+from coop.options import PRECISIONS
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 LIT_LITE = "lit_lite"
 RANDOM = "random"  # the name of weights that are none
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in a repository that names no file

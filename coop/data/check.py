@@ -19,16 +19,16 @@ GIVEN_BY = {"csv": "dataset.file=CSV", "hub": "dataset.source=torchvision:NAME"}
 
 
 @dataclass
-class Report:
+class DatasetCheck:
     """The outcome of a check: faults are what a run would stumble over, differences only what it would measure."""
 
     differences: list[str] = field(default_factory=list)
     faults: dict[str, str] = field(default_factory=dict)  # path -> what is wrong with it
 
 
-def check_dataset(dataset: Dataset, expected: Expected, decode: bool = True) -> Report:
+def check_dataset(dataset: Dataset, expected: Expected, decode: bool = True) -> DatasetCheck:
     """Look for every file of the dataset, decode each (if `decode`), and compare counts with the whole dataset's."""
-    report = Report([*_count_differences(dataset, expected)])
+    report = DatasetCheck([*_count_differences(dataset, expected)])
     paths = all_paths(dataset)
     report.faults = file_faults(dataset.root, paths, dataset.follow_links)
     if decode:

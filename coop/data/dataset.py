@@ -11,7 +11,7 @@ from typing import overload
 
 import numpy as np
 
-from coop.errors import CoopError
+from coop.errors import CoopError, one_line
 
 PARTS = ("train", "val", "test")
 ENCODING = "utf-8", "surrogateescape"  # a file name that is not UTF-8 survives
@@ -124,12 +124,6 @@ def shortened(value: object) -> str:
     """Return a value as an error shows it: on one line, at most 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:80]}...{text[-10:]}"
-
-
-def one_line(text: str, length: int = 200) -> str:
-    """Return a text as an error shows it: printable, on one line, at most `length` characters."""
-    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
-    return line if len(line) <= length else f"{line[: length - 3]}..."
 
 
 def reason(error: BaseException) -> str:

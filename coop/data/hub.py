@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from coop.data.dataset import PARTS, one_line, reason
+from coop.data.dataset import PARTS, reason
 from coop.data.layouts import PART_OF, cleaned
 from coop.data.spec import DatasetSpec
 from coop.data.splits import Row, carve_val, prepared_split_file, three_way, write_split_file
-from coop.errors import CoopError, unknown
+from coop.errors import CoopError, one_line, unknown
 from coop.io import track
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")

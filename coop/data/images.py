@@ -13,8 +13,8 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image, ImageCms
 
-from coop.data.dataset import leaves, one_line, path_fault, reason
-from coop.errors import CoopError
+from coop.data.dataset import leaves, path_fault, reason
+from coop.errors import CoopError, one_line
 from coop.io import cache_folder, track
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

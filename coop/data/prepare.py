@@ -51,7 +51,7 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
 
 
-def prepare(spec: DatasetSpec, data_root: Path, say: Callable[[str], None]) -> bool:
+def prepare_dataset(spec: DatasetSpec, data_root: Path, say: Callable[[str], None]) -> bool:
     """Bring the dataset's folder as far as possible, saying each step; return whether nothing is left to do.
 
     What is there is not touched. A download that fails is said, with the way by hand, and the others go on.

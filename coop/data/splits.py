@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coop.data.dataset import CONTROL, EMPTY, OUTSIDE, PARTS, Dataset, Split, one_line, path_fault, reason, shortened
+from coop.data.dataset import CONTROL, EMPTY, OUTSIDE, PARTS, Dataset, Split, path_fault, reason, shortened
 from coop.data.few_shot import places_by_class
 from coop.data.spec import DatasetSpec
-from coop.errors import CoopError
+from coop.errors import CoopError, one_line
 from coop.io import atomic_write
 
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.2  # CoOp's DTD.read_and_split_data; the rest is test

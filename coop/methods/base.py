@@ -254,9 +254,19 @@ def text_features(
     cross-modal probe makes this mean unit). `underscores` keeps the underscores of class names (TaskRes, CLAP).
     """
     features, labels = prompt_features(backbone, classes, template, underscores)
-    features = F.normalize(features, dim=-1) if average == "unit" else features
-    total = features.new_zeros(len(classes.names), features.shape[1]).index_add_(0, labels, features)
-    return F.normalize(total, dim=-1) if average == "unit" else total / labels.bincount()[:, None]
+    if average == "raw":
+        return class_means(features, labels, len(classes.names))
+    return F.normalize(class_sums(F.normalize(features, dim=-1), labels, len(classes.names)), dim=-1)
+
+
+def class_sums(features: Float[Tensor, "s e"], labels: Int[Tensor, " s"], n_classes: int) -> Float[Tensor, "c e"]:
+    """Return the sum of each class's features."""
+    return features.new_zeros(n_classes, features.shape[1]).index_add(0, labels, features)
+
+
+def class_means(features: Float[Tensor, "s e"], labels: Int[Tensor, " s"], n_classes: int) -> Float[Tensor, "c e"]:
+    """Return the mean feature of each class; 0 for a class without features."""
+    return class_sums(features, labels, n_classes) / labels.bincount(minlength=n_classes).clamp(min=1)[:, None]
 
 
 @torch.no_grad()

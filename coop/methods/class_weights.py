@@ -95,9 +95,3 @@ def all_views(samples: Samples) -> tuple[Float[Tensor, "s e"], Int[Tensor, " s"]
 def unit(features: Tensor) -> Tensor:
     """Return features divided by their length, in float32."""
     return F.normalize(features.float(), dim=-1)
-
-
-def class_means(features: Float[Tensor, "s e"], labels: Int[Tensor, " s"], n_classes: int) -> Float[Tensor, "c e"]:
-    """Return the mean feature of each class; 0 for a class without features."""
-    totals = features.new_zeros(n_classes, features.shape[1]).index_add(0, labels, features)
-    return totals / labels.bincount(minlength=n_classes).clamp(min=1)[:, None]

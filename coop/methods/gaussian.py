@@ -12,8 +12,8 @@ from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.io import track
-from coop.methods.base import Classes, accuracy, load_parameters, scaled_cosine, text_features
-from coop.methods.class_weights import PerClassMethod, all_views, class_means, prompts_of, unit
+from coop.methods.base import Classes, accuracy, class_means, load_parameters, scaled_cosine, text_features
+from coop.methods.class_weights import PerClassMethod, all_views, prompts_of, unit
 from coop.options import GdaOptions
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)

@@ -21,6 +21,7 @@ from coop.io import progress_display
 from coop.methods.base import (
     Classes,
     accuracy,
+    class_means,
     generator,
     linear,
     load_parameters,
@@ -32,7 +33,6 @@ from coop.methods.class_weights import (
     ClassWeightsMethod,
     PerClassMethod,
     all_views,
-    class_means,
     prompts_of,
     unit,
 )

@@ -17,7 +17,7 @@ from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.io import track
-from coop.methods.base import Classes, TrainedMethod, accuracy, generator, scaled_cosine
+from coop.methods.base import Classes, TrainedMethod, accuracy, class_sums, generator, scaled_cosine
 from coop.methods.class_weights import PerClassMethod
 from coop.options import ApeOptions, ApeTOptions, MethodOptions, TipAdapterFOptions, TipAdapterOptions
 from coop.train import Batch, cosine_by_step, epoch_batches
@@ -343,7 +343,7 @@ class ApeT(TrainedCache, Ape):
 def similarity(members: Float[Tensor, "m e"], labels: Int[Tensor, " m"]) -> Float[Tensor, " e"]:
     """Return, for each channel, the mean product of two members' entries over all pairs of different classes."""
     n_classes = int(labels.max()) + 1
-    sums = members.new_zeros(n_classes, members.shape[1]).index_add(0, labels, members)
+    sums = class_sums(members, labels, n_classes)
     counts = labels.bincount(minlength=n_classes).float()
     pairs = counts.sum().square() - counts.square().sum()
     return (sums.sum(dim=0).square() - sums.square().sum(dim=0)) / pairs.clamp(min=1)

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import HydraException
 
 from coop.config import GROUPS, check_keys, chosen_method, group_choices, unused_keys
-from coop.errors import CoopError, first_line
+from coop.errors import CoopError, first_line, short
 
 Values = dict[str, Any]  # of one run: what its keys are given
 
@@ -40,27 +40,27 @@ def _assignment(parser: OverridesParser, word: str) -> Assignment:
     key, equals, value = word.partition("=")
     plain = key.lstrip("+~").strip()
     if not equals and not word.startswith("~"):
-        raise CoopError(f"'{_short(word)}' is no KEY=VALUE")
+        raise CoopError(f"'{short(word)}' is no KEY=VALUE")
     if plain.split(".")[0].split("/")[0] == "hydra":
         raise CoopError(
-            f"{_short(word)}: nothing reads it; results=FOLDER says where runs go, and "
+            f"{short(word)}: nothing reads it; results=FOLDER says where runs go, and "
             "hydra/launcher=slurm or local_gpus starts a sweep elsewhere"
         )
     check_keys([plain])
     if key != plain:
-        raise CoopError(f"{_short(word)}: keys are given values, not added or taken away: {plain}=VALUE")
+        raise CoopError(f"{short(word)}: keys are given values, not added or taken away: {plain}=VALUE")
     override = _parsed(parser, key, value)
     if override.type != OverrideType.CHANGE or override.package is not None:
-        raise CoopError(f"{_short(word)}: give KEY=VALUE")
+        raise CoopError(f"{short(word)}: give KEY=VALUE")
     if not override.is_sweep_override():
         return Assignment(key, (override.value(),), word)
     found: Any = override.value()
     if isinstance(found, Glob):
         if key not in GROUPS:
-            raise CoopError(f"{_short(word)}: glob(...) chooses from the names of {', '.join(GROUPS)}")
+            raise CoopError(f"{short(word)}: glob(...) chooses from the names of {', '.join(GROUPS)}")
         return Assignment(key, tuple(found.filter(list(group_choices(key)))), word)
     if not override.is_discrete_sweep():
-        raise CoopError(f"{_short(word)}: give a list of values: {key}=A,B or {key}=range(1,4)")
+        raise CoopError(f"{short(word)}: give a list of values: {key}=A,B or {key}=range(1,4)")
     texts = list(override.sweep_string_iterator())
     return Assignment(key, tuple(_parsed(parser, key, text).value() for text in texts), word)
 
@@ -74,18 +74,18 @@ def _parsed(parser: OverridesParser, key: str, value: str) -> Override:
         return parser.parse_override(f"{key}={value}")
     except HydraException as error:
         if value.strip()[:1] in ("'", '"', "[", "{"):
-            raise CoopError(f"{_short(f'{key}={value}')}: {first_line(error)}") from error
+            raise CoopError(f"{short(f'{key}={value}')}: {first_line(error)}") from error
     try:
         return parser.parse_override(f"{key}={_quoted(value)}")
     except HydraException as error:
-        raise CoopError(f"{_short(f'{key}={value}')}: {first_line(error)}") from error
+        raise CoopError(f"{short(f'{key}={value}')}: {first_line(error)}") from error
 
 
 def parsed_value(key: str, value: str) -> Any:
     """Return one value as the grammar reads it. Raises CoopError for several values."""
     override = _parsed(OverridesParser.create(), "value", value)
     if override.is_sweep_override():
-        raise CoopError(f"{_short(f'{key}={value}')}: give one value")
+        raise CoopError(f"{short(f'{key}={value}')}: give one value")
     return override.value()
 
 
@@ -94,7 +94,7 @@ def single(words: Sequence[str]) -> Values:
     values: Values = {}
     for assignment in parse(words):
         if len(assignment.values) != 1:
-            raise CoopError(f"{_short(assignment.text)}: several values are a sweep: coop run -m ...")
+            raise CoopError(f"{short(assignment.text)}: several values are a sweep: coop run -m ...")
         values[assignment.key] = assignment.values[0]
     return values
 
@@ -162,8 +162,3 @@ def _text(value: Any) -> str:
 def _quoted(text: str) -> str:
     """Return `text` in double quotes, by the grammar's rules: backslashes count only before a quote."""
     return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), text) + '"'
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coop.config import RunConfig
-from coop.errors import CoopError, unknown
+from coop.errors import CoopError, short, unknown
 from coop.io import ASSETS
 from coop.options import OPTIONS, MethodOptions, method_options
 
@@ -88,18 +88,22 @@ class RunKey:
         options = method_options(OPTIONS[method], mapping)
         for name in ("dataset", "dataset_template", "backbone", "precision", "protocol"):
             if not isinstance(mapping.get(name), str):
-                raise CoopError(f"the key of the run has {name}={_short(mapping.get(name))}: it must be a text")
+                raise CoopError(f"the key of the run has {name}={short(mapping.get(name), 60)}: it must be a text")
         for name in ("data", "architecture", "pretrained", "validation", "sample", "prompts"):
             if not isinstance(mapping.get(name), str | None):
-                raise CoopError(f"the key of the run has {name}={_short(mapping.get(name))}: it must be a text or null")
+                raise CoopError(
+                    f"the key of the run has {name}={short(mapping.get(name), 60)}: it must be a text or null"
+                )
         shots, seed = mapping.get("shots"), mapping.get("seed")
         if not (_whole(shots) or shots == "all") or not _whole(seed):
-            raise CoopError(f"the key of the run has shots={_short(shots)}, seed={_short(seed)}: give whole numbers")
+            raise CoopError(
+                f"the key of the run has shots={short(shots, 60)}, seed={short(seed, 60)}: give whole numbers"
+            )
         targets = mapping.get("targets") or {}
         if not isinstance(targets, Mapping):  # a planned run's, of older versions: names alone
             targets = dict.fromkeys(map(str, targets))
         if not all(isinstance(name, str) and isinstance(digest, str | None) for name, digest in targets.items()):
-            raise CoopError(f"the key of the run has targets={_short(targets)}: give a name and a digest for each")
+            raise CoopError(f"the key of the run has targets={short(targets, 60)}: give a name and a digest for each")
         validation = mapping.get("validation", DEFAULT_VALIDATION)
         known: dict[str, Any] = {name: mapping.get(name) for name in (*_TEXTS, "shots", "seed")}
         return cls(
@@ -221,8 +225,3 @@ def _value_word(value: Any) -> str:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

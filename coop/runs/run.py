@@ -194,7 +194,7 @@ def _execute(run: Run, resources: Resources) -> dict[str, Any]:
         write_sample_file(run.folder / SAMPLE, run.train, run.val, run.dataset.class_names, **about)
         count = len(run.dataset.class_names)
         part, root, o = restricted(run.train, labels, count), run.dataset.root, config.options
-        train = cache.samples(root, part.paths, part.labels, getattr(o, "augment", None), o.n_views, tap)
+        train = cache.samples(root, part.paths, part.labels, getattr(o, "augment", None), o.epoch_views, tap)
         target = run.targets[0]
         tuning = target.test if run.key.validation == "test" else restricted(run.val, labels, count)
         val = cache.samples(root, tuning.paths, tuning.labels, tap=tap)
