@@ -157,19 +157,18 @@ def _folder() -> Path:
 
 def vocabulary_of(tokenizer: Any, size: int) -> dict[int, tuple[str, bool]]:
     """Return {token id: (text, whether it ends a word)}, of the first `size` tokens."""
-    if hasattr(tokenizer, "byte_decoder"):  # open_clip's own byte-pair tokenizer
-        return {token: _readable(entry, tokenizer.byte_decoder) for token, entry in tokenizer.decoder.items()}
+    if hasattr(tokenizer, "byte_decoder"):  # open_clip's own byte-pair tokenizer; 'Ã¼</w>' stands for 'ü'
+        byte_of = tokenizer.byte_decoder.__getitem__
+        found: dict[int, tuple[str, bool]] = {}
+        for token, entry in tokenizer.decoder.items():
+            try:
+                spelled = bytes(map(byte_of, entry.removesuffix("</w>")))
+                found[token] = spelled.decode("utf-8", errors="backslashreplace"), entry.endswith("</w>")
+            except KeyError:  # <start_of_text> and the like
+                found[token] = entry, False
+        return found
     hub = getattr(tokenizer, "tokenizer", None)
     if hub is None or not hasattr(hub, "convert_ids_to_tokens"):
         raise CoopError(f"the words of a {type(tokenizer).__name__} cannot be listed: only open_clip's tokenizers' can")
     tokens = hub.convert_ids_to_tokens(list(range(min(len(hub), size))))
     return {i: (str(token).lstrip("▁Ġ"), str(token).startswith(("▁", "Ġ"))) for i, token in enumerate(tokens)}
-
-
-def _readable(entry: str, byte_decoder: Mapping[str, int]) -> tuple[str, bool]:
-    """Undo the byte-level spelling: 'Ã¼</w>' is 'ü'."""
-    whole = entry.endswith("</w>")
-    letters = entry.removesuffix("</w>")
-    if not all(letter in byte_decoder for letter in letters):
-        return entry, False  # <start_of_text> and the like
-    return bytearray(byte_decoder[letter] for letter in letters).decode("utf-8", errors="backslashreplace"), whole

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from coop.errors import CoopError, unknown
@@ -261,12 +262,13 @@ def dividing(frame: pd.DataFrame, keys: Sequence[str], candidates: Sequence[str]
         *(name for name in frame.columns if name not in SETTINGS_LAST and name not in NOT_SETTINGS),
     ]
     codes = {name: pd.factorize(frame[name].map(repr))[0] for name in dict.fromkeys([*keys, *names])}
-    varying = [name for name in names if name not in keys and len(codes[name]) and codes[name].max() > 0]
+    groups = np.zeros(len(frame), dtype=np.int64)
     found: list[str] = []
-    for name in varying:
-        place = pd.DataFrame({key: codes[key] for key in [*keys, *found]} | {"": 0, "one": codes[name]})
-        if place.groupby([*keys, *found, ""])["one"].nunique().max() > 1:
-            found.append(name)
+    for name in [*keys, *names]:
+        pairs = pd.factorize(groups * (codes[name].max(initial=0) + 1) + codes[name])[0]
+        if name in keys or pairs.max(initial=0) > groups.max(initial=0):  # it splits a group
+            groups = pairs
+            found += [] if name in keys else [name]
     return found
 
 
