@@ -4,10 +4,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
@@ -79,45 +78,9 @@ def dataset_digest(class_names: Sequence[str], train: Split, val: Split, test: S
     return whole.hexdigest()
 
 
-class CompactPaths(Sequence[str]):
-    """A sequence of paths in one block of bytes: about 45 bytes a path, where a list of str needs 100."""
-
-    def __init__(self, block: bytes) -> None:
-        """Take the paths joined by newlines; no path may be empty or contain one."""
-        self.block = block
-        self._ends = np.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")), len(block))
-        if not block:
-            self._ends = self._ends[:0]
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"path {index} of {len(self)}")
-        index %= len(self)
-        start = int(self._ends[index - 1]) + 1 if index else 0
-        return self.block[start : int(self._ends[index])].decode(*ENCODING)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CompactPaths) and self.block == other.block
-
-    def __iter__(self) -> Iterator[str]:
-        start = 0
-        for end in self._ends.tolist():
-            yield self.block[start:end].decode(*ENCODING)
-            start = end + 1
-
-
 def joined(paths: Sequence[str]) -> bytes:
-    """Return the paths as one block, joined by newlines: the same for every kind of sequence."""
-    return paths.block if isinstance(paths, CompactPaths) else "\n".join(paths).encode(*ENCODING)
+    """Return the paths as one block of bytes, joined by newlines."""
+    return "\n".join(paths).encode(*ENCODING)
 
 
 def shortened(value: object) -> str:

@@ -6,20 +6,15 @@ import json
 import os
 import re
 import time
-import zipfile
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from coop.data.dataset import (
     EMPTY,
-    ENCODING,
     PARTS,
-    CompactPaths,
     Dataset,
     Split,
     check_folders_inside,
@@ -48,7 +43,7 @@ from coop.data.splits import (
     three_way_parts,
 )
 from coop.errors import CoopError, unknown
-from coop.io import atomic_write, cache_folder, resource_folder, track
+from coop.io import cache_folder, resource_folder, track, write_text
 
 PART_FOLDERS = {  # the spellings in use, Hugging Face's imagefolder included
     "train": ("train", "training"),
@@ -219,20 +214,12 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-# Listing folders of class folders: sorted, compact, and kept for the next time where it took long.
+# Listing folders of class folders: sorted, and kept for the next time where it took long.
 
 WORTH_KEEPING = 20_000  # files; fewer are listed as fast as a kept listing is checked
 SETTLED = 2.0  # seconds: a folder changed later than this before listing may change again within its time stamp
-LISTING_FORMAT = 1
+LISTING_FORMAT = 2
 JUNK = ("__MACOSX",)  # what unpacking leaves behind
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The images of a folder of class folders; labels index `folders`."""
-
-    folders: list[str]
-    split: Split
 
 
 def class_folders(root: Path, ignore: Sequence[str] = ()) -> list[str]:
@@ -247,41 +234,35 @@ def class_folders(root: Path, ignore: Sequence[str] = ()) -> list[str]:
     return sorted(names)
 
 
-def list_images(root: Path, below: str = "", folders: Sequence[str] | None = None) -> Listing:
-    """List the images in root/below/<folder> and in the folders inside it, sorted; paths are relative to `root`.
+def list_images(root: Path, below: str, folders: Sequence[str]) -> Split:
+    """List the images in root/below/<folder> and in the folders inside it, sorted; labels index `folders`.
 
-    Without `folders`, all that are there. Takes the kept listing if no folder has changed since.
+    Paths are relative to `root`. A long listing is kept in the cache until a folder changes.
     """
     place = root / below
-    folders = class_folders(place) if folders is None else list(folders)
-    stamps = np.asarray([os.stat(place / folder).st_mtime_ns for folder in ("", *folders)], dtype=np.int64)
-    key = json.dumps([LISTING_FORMAT, os.path.realpath(place), below, folders, SUFFIXES])
-    kept = cache_folder() / "listings" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-    found = _load_listing(kept, stamps)
-    if found is None:
-        block, counts, nested = _list(root, below, folders)
-        found = block, counts
-        if counts.sum() >= WORTH_KEEPING and not nested and time.time() - stamps.max() / 1e9 > SETTLED:
-            _keep_listing(kept, stamps, block, counts)
-    block, counts = found
-    labels = array("i")
-    labels.frombytes(np.repeat(np.arange(len(counts), dtype=np.int32), counts).tobytes())
-    return Listing(folders, Split(CompactPaths(block), labels))
-
-
-def _list(root: Path, below: str, folders: Sequence[str]) -> tuple[bytes, np.ndarray, bool]:
-    """Return all paths joined by newlines, how many each folder has, and whether any lie in folders inside those."""
-    blocks, counts, nested = [], [], False
+    stamps = [os.stat(place / folder).st_mtime_ns for folder in ("", *folders)]
+    key = json.dumps([LISTING_FORMAT, os.path.realpath(place), folders, SUFFIXES])
+    kept = cache_folder() / "listings" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    names = _kept_names(kept, stamps)
+    if names is None:
+        names = [_image_names(place / folder) for folder in track(folders, f"listing {place}", total=len(folders))]
+        settled = time.time() - max(stamps) / 1e9 > SETTLED
+        nested = any("/" in name for of_folder in names for name in of_folder)  # their folders have stamps of their own
+        if sum(map(len, names)) >= WORTH_KEEPING and settled and not nested:
+            with suppress(OSError):  # a cache that cannot be written is no error
+                write_text(kept, json.dumps({"stamps": stamps, "names": names}))
     prefix = f"{below}/" if below else ""
-    for folder in track(folders, f"listing {root / below}", total=len(folders)):
-        names = _image_names(root / below / folder)
-        if any("\n" in name for name in names):
-            raise CoopError(f"an image in {root / below / folder} has a line break in its name: rename it")
-        nested = nested or any("/" in name for name in names)
-        counts.append(len(names))
-        if names:
-            blocks.append("\n".join(f"{prefix}{folder}/{name}" for name in names).encode(*ENCODING))
-    return b"\n".join(blocks), np.asarray(counts, dtype=np.int64), nested
+    paths = [f"{prefix}{folder}/{name}" for folder, of in zip(folders, names, strict=True) for name in of]
+    return Split(paths, array("i", [label for label, of in enumerate(names) for _ in of]))
+
+
+def _kept_names(kept: Path, stamps: list[int]) -> list[list[str]] | None:
+    """Return the kept listing if it is whole and of these time stamps."""
+    try:
+        listing = json.loads(kept.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return listing["names"] if listing["stamps"] == stamps else None
 
 
 def _image_names(folder: Path) -> list[str]:
@@ -295,27 +276,9 @@ def _image_names(folder: Path) -> list[str]:
         inside = folder / name
         if name[0] != "." and inside.is_dir() and not inside.is_symlink():
             found += [f"{name}/{image}" for image in _image_names(inside)]
+    if any("\n" in name for name in found):
+        raise CoopError(f"an image in {folder} has a line break in its name: rename it")
     return sorted(found)
-
-
-def _load_listing(kept: Path, stamps: np.ndarray) -> tuple[bytes, np.ndarray] | None:
-    """Return the kept listing if it is whole and of these time stamps."""
-    try:
-        with kept.open("rb") as file, np.load(file) as arrays:
-            if not np.array_equal(arrays["stamps"], stamps):
-                return None
-            return arrays["block"].tobytes(), arrays["counts"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def _keep_listing(kept: Path, stamps: np.ndarray, block: bytes, counts: np.ndarray) -> None:
-    """Keep the listing, whole or not at all; a cache that cannot be written is no error."""
-    try:
-        with atomic_write(kept) as partial, partial.open("wb") as file:
-            np.savez(file, stamps=stamps, block=np.frombuffer(block, np.uint8), counts=counts)
-    except OSError:
-        return
 
 
 # Class folders: Caltech101, DTD, EuroSAT and Food101 without a split file, and your own.
@@ -349,7 +312,7 @@ def read_folder(spec: DatasetSpec, folder: Path, root: Path) -> Content:
 
 def _split_three_ways(spec: DatasetSpec, root: Path, folders: Sequence[str]) -> Content:
     names = _folder_names(spec, root, folders)
-    images = list_images(root, folders=folders).split
+    images = list_images(root, "", folders)
     empty = sorted(set(range(len(folders))) - set(images.labels))
     if empty:
         raise CoopError(f"the class folder {root / folders[empty[0]]} has no images")
@@ -391,7 +354,7 @@ def _part(root: Path, name: str, folders: list[str]) -> Split:
     if strange:
         odd = shortened(strange[0])
         raise CoopError(f"{root / name} has the class folder {odd}, which the train part does not have")
-    split = list_images(root, name, there).split
+    split = list_images(root, name, there)
     if there == folders:
         return split
     label_of = [folders.index(folder) for folder in there]
@@ -506,27 +469,28 @@ TRAIN_REMEDY = "expected train/ and val/ with one folder per class, e.g. val/n01
 
 def read_imagenet(spec: DatasetSpec, folder: Path, root: Path) -> Content:
     """Read images/{train,val}/n*; the official validation images are both val and test, as in the original."""
-    if not (root / "val").is_dir() or not class_folders(root / "val"):
+    folders = class_folders(root / "val") if (root / "val").is_dir() else []
+    if not folders:
         raise CoopError(f"{root} is not laid out as ImageNet: {TRAIN_REMEDY}")
-    test = list_images(root, "val")
-    names = _wordnet_names(test.folders, keyed_names(folder), root / "val")
+    names = _wordnet_names(folders, keyed_names(folder), root / "val")
     train, notes = EMPTY, ["no train folder: this can only be tested on"]
     if (root / "train").is_dir():
-        listing = list_images(root, "train")
-        if listing.folders != test.folders:
-            odd = sorted(set(listing.folders) ^ set(test.folders))
+        odd = sorted(set(class_folders(root / "train")) ^ set(folders))
+        if odd:
             raise CoopError(f"{root}/train and {root}/val differ in {len(odd)} class folders, first {odd[0]!r}")
-        train, notes = listing.split, []
-    parts = {"train": train, "val": test.split, "test": test.split}
+        train, notes = list_images(root, "train", folders), []
+    test = list_images(root, "val", folders)
+    parts = {"train": train, "val": test, "test": test}
     source = "official: train, val (val is also the test part)"
     return Content(names, parts, source, notes, follow_links=True, val_is_test=True)
 
 
 def read_wordnet_folders(spec: DatasetSpec, folder: Path, root: Path) -> Content:
     """Read ImageNet-Sketch, -A or -R: folders of WordNet ids, to test on."""
-    listing = list_images(root, folders=class_folders(root, spec.ignore))
-    names = _wordnet_names(listing.folders, keyed_names(folder), root)
-    return Content(names, {"test": listing.split}, "official: all images are test", follow_links=True)
+    folders = class_folders(root, spec.ignore)
+    names = _wordnet_names(folders, keyed_names(folder), root)
+    test = list_images(root, "", folders)
+    return Content(names, {"test": test}, "official: all images are test", follow_links=True)
 
 
 def read_imagenet_v2(spec: DatasetSpec, folder: Path, root: Path) -> Content:
@@ -540,7 +504,7 @@ def read_imagenet_v2(spec: DatasetSpec, folder: Path, root: Path) -> Content:
             f"{root} should have the folders 0 to {len(names) - 1}, one per line of {NAMES_FILE}; "
             f"{shortened(odd[0])} is {'too much' if odd[0] in found else 'missing'}"
         )
-    test = list_images(root, folders=wanted).split
+    test = list_images(root, "", wanted)
     return Content(names, {"test": test}, "official: all images are test", follow_links=True)
 
 
