@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import coop
 from coop.errors import CoopError, first_line, raise_interruption, unknown
+from coop.io import check_writable
 from coop.machine import prepare_process
 
 if TYPE_CHECKING:
@@ -327,7 +328,7 @@ def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument("--value", default="accuracy", help="accuracy, macro_f1, ece or mean_confidence")
     command.add_argument("--where", action="append", default=[], metavar="KEY=A,B", help="only these runs; repeatable")
     command.add_argument("--format", default="text", help="text, markdown, csv or latex")
-    command.add_argument("--output", type=Path, help="write it to a file")
+    command.add_argument("--output", type=_output_file, help="write it to a file")
 
 
 def _table(args: argparse.Namespace) -> int:
@@ -363,7 +364,7 @@ def _add_words(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument("--whole-words", action="store_true", help="leave out fragments, punctuation, special tokens")
     command.add_argument("--class", dest="class_name", help="only this class, of a class-specific context")
     command.add_argument("--format", default="text", help="text, json or csv")
-    command.add_argument("--output", type=Path, help="write it to a file")
+    command.add_argument("--output", type=_output_file, help="write it to a file")
     _add_device(command)
 
 
@@ -380,7 +381,7 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command = _command(commands, "report", text, _report)
     command.add_argument("name", metavar="STUDY", help="e.g. few_shot; or a folder of runs")
     _add_overrides(command, "what it was run with; results=FOLDER; of a folder: which runs")
-    command.add_argument("--output", type=Path, help="folder for the report (reports/STUDY)")
+    command.add_argument("--output", type=_output_folder, help="folder for the report (reports/STUDY)")
     command.add_argument("--unverified", action="store_true", help="also published numbers that nobody has checked")
 
 
@@ -403,7 +404,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument("--classes", type=_class_names, help=help_classes)
     command.add_argument("--top", type=int, default=5, help="classes per image (5)")
     command.add_argument("--format", default="text", help="text, json or csv")
-    command.add_argument("--output", type=Path, help="write it to a file")
+    command.add_argument("--output", type=_output_file, help="write it to a file")
     _add_device(command)
 
 
@@ -458,7 +459,9 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--ctx-position", default="end", help="end, middle or front: the file does not say it")
     help_classes = "class names in label order: a,b,c or a text file with one a line"
     command.add_argument("--classes", type=_class_names, help=help_classes)
-    command.add_argument("--output", type=Path, required=True, help="the file to write, e.g. prompt.safetensors")
+    command.add_argument(
+        "--output", type=_output_file, required=True, help="the file to write, e.g. prompt.safetensors"
+    )
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -478,7 +481,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     text = "merge what a run learned into its backbone: an open_clip checkpoint"
     command = _command(commands, "export", text, _export)
     command.add_argument("place", type=Path, metavar="RUN", help="a run of a LoRA, LayerNorm or projection method")
-    command.add_argument("--output", type=Path, required=True, help="the file to write: NAME.safetensors")
+    command.add_argument("--output", type=_output_file, required=True, help="the file to write: NAME.safetensors")
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -500,6 +503,25 @@ def _add_overrides(command: argparse.ArgumentParser, text: str) -> None:
 
 def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def _output_file(text: str) -> Path:
+    """Return the file that --output names; what stands in its way is said before anything is computed.
+
+    Raises CoopError for no name and for a folder, OSError where the system would refuse to write it.
+    """
+    path = Path(text)
+    if not text.strip() or path.is_dir():
+        raise CoopError(f"--output {text!r}: give the name of a file to write")
+    check_writable(path)
+    return path
+
+
+def _output_folder(text: str) -> Path:
+    """Return the folder that --output names. Raises CoopError for no name."""
+    if not text.strip():
+        raise CoopError(f"--output {text!r}: give the name of a folder")
+    return Path(text)
 
 
 def _names(text: str) -> list[str]:
@@ -564,7 +586,7 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
                         help="images per class, or all")  # fmt: skip
     sample.add_argument("--seed", type=int, default=1)
     sample.add_argument("--validation", default="min4", help="none, min4 (CoOp: min(shots, 4) per class), shots, full")
-    sample.add_argument("--output", help="write a sample file (JSON) instead of printing")
+    sample.add_argument("--output", type=_output_file, help="write a sample file (JSON) instead of printing")
     sample.add_argument("--split-file", type=Path, help="sample from this split file; the images need not be there")
 
 
@@ -638,8 +660,6 @@ def _data_sample(args: argparse.Namespace) -> int:
     from coop.data import few_shot, few_shot_notes, few_shot_sample, load_split_file, read_dataset
     from coop.data.splits import names_of, rows_of, sample_text
 
-    if args.output is not None and (not args.output or Path(args.output).is_dir()):
-        raise CoopError(f"--output {args.output!r}: give the name of a file to write")
     spec, notes = _dataset_spec(args), tuple[str, ...]()
     train: Sequence[Sequence[Any]]
     val: Sequence[Sequence[Any]]
@@ -656,7 +676,7 @@ def _data_sample(args: argparse.Namespace) -> int:
         print(note, file=sys.stderr)
     if args.output:
         about = {"dataset": spec.name, "shots": args.shots, "seed": args.seed, "validation": args.validation}
-        _put(sample_text(train, val, **about), Path(args.output))
+        _put(sample_text(train, val, **about), args.output)
         print(f"{len(train)} train and {len(val)} val images written", file=sys.stderr)
     else:
         for path, label, name in (*train, *val):

@@ -277,7 +277,8 @@ def protocol_config(values: Mapping[str, Any], dataset: str) -> ProtocolConfig:
     for target in targets or ():
         taken = [dataset, *(spec.name for spec in specs)]
         spec = _target(target, taken)
-        if spec.name in taken:
+        place = spec.root or spec.file
+        if spec.name in taken or (place and place in [other.root or other.file for other in specs]):
             raise CoopError(f"protocol.targets names '{spec.name}' twice, or the dataset that is trained on")
         specs.append(spec)
     return ProtocolConfig(name, tuple(specs))
@@ -297,13 +298,14 @@ def _target(target: Any, taken: Sequence[str]) -> DatasetSpec:
         del keys["name"]
         return described(str(name), {**keys, **({"root": place} if place else {})})
     if place is None:
-        raise unknown("target", short(name), group_choices("dataset"))
+        known = set(group_choices("dataset")) - {"folder", "csv", "hub"}
+        raise CoopError(f"{unknown('target', short(name), known)}, or the path of an own folder: ./{short(name)}")
     if name in ("folder", "csv"):
         del keys["name"]
-    known = repr((place, sorted(keys.items()), taken))
-    if known not in _described:
-        _described[known] = describe_folder(str(place), taken, **keys)
-    return _described[known]
+    wanted = repr((place, sorted(keys.items()), taken))
+    if wanted not in _described:
+        _described[wanted] = describe_folder(str(place), taken, **keys)
+    return _described[wanted]
 
 
 def _choice(group: str, values: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MANY = 60  # more choices than this are not all listed
 LONGEST = 300  # characters of a value or a library's message that an error shows
 
 
@@ -19,6 +20,9 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> CoopError:
     choices = sorted(choices)
     close = get_close_matches(name, choices, n=1, cutoff=0.6)
     hint = f"did you mean '{close[0]}'? " if close else ""
+    if len(choices) > MANY:
+        near = get_close_matches(name, choices, n=MANY // 2, cutoff=0.3) or choices[: MANY // 2]
+        return CoopError(f"unknown {kind} '{name}': {hint}There are {len(choices)}, among them {', '.join(near)}")
     return CoopError(f"unknown {kind} '{name}': {hint}Known: {', '.join(choices)}")
 
 

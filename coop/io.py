@@ -1,5 +1,6 @@
 """Where files lie that are not code, how to write one, and progress on the terminal."""
 
+import errno
 import json
 import os
 import re
@@ -46,6 +47,18 @@ def cache_folder() -> Path:
     except RuntimeError as error:
         place = f"COOP_CACHE={named}" if named else "~/.cache/coop"
         raise CoopError(f"{place}: there is no such home folder; set COOP_CACHE to a folder") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError if `path`, a file or a folder to be, cannot be made where it is named."""
+    whole = Path(os.path.realpath(path))
+    directly = whole.exists() and not whole.is_file()  # a folder, a device, a pipe
+    place = whole if directly else next(parent for parent in whole.parents if parent.exists())
+    if not directly and not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    if not os.access(place, os.W_OK):
+        number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(number, os.strerror(number), str(place))
 
 
 @contextmanager
@@ -104,9 +117,12 @@ def _written_directly(path: Path) -> Iterator[Path]:
         temporary = Path(folder) / "content"
         temporary.touch()
         yield temporary
-        with path.open("wb", buffering=0) as target, temporary.open("rb") as source:
-            while block := source.read(2**20):
-                target.write(block)
+        try:
+            with path.open("wb", buffering=0) as target, temporary.open("rb") as source:
+                while block := source.read(2**20):
+                    target.write(block)
+        except OSError as error:
+            raise _as_os_error(error, path) from error
 
 
 def _as_os_error(error: Exception, path: Path) -> Exception:

@@ -1074,6 +1074,8 @@ def from_mapping(kind: type[AnyType], values: Mapping[str, Any], where: str = ""
             _parsed[known] = OmegaConf.to_object(OmegaConf.merge(schema, dict(values)))
         except OmegaConfBaseException as error:
             key = ".".join(part for part in (where, str(getattr(error, "full_key", "") or "")) if part)
+            if key and "value 'None'" in str(error):
+                raise CoopError(f"{key}=null: it must have a value") from error
             raise CoopError(f"{key}: {first_line(error)}" if key else first_line(error)) from error
     found: AnyType = _parsed[known]
     return found

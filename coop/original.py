@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from coop.clip.backbone import Backbone
-from coop.errors import CoopError
+from coop.errors import CoopError, one_line
 from coop.learned import Learned, backbone_fields
 from coop.methods.base import Classes
 from coop.options import CoOpOptions
@@ -61,15 +61,24 @@ def original_state(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # about other pickle protocols; the error below covers them
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way
-        reason = " ".join(str(error).split())[:200]
-        raise CoopError(f"{path} cannot be read as a checkpoint of the original code ({reason})") from error
+        raise CoopError(
+            f"{path} cannot be read as a checkpoint of the original code ({pickle_fault(error)})"
+        ) from error
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CoopError(f"{path} has no state_dict of tensors: it is not a checkpoint of the original code")
     for name, value in state.items():
-        if value.is_quantized or value.layout != torch.strided or value.is_complex():
-            raise CoopError(f"{path}: the tensor {name} is quantised, sparse or complex: save it as plain numbers")
+        if value.is_quantized or value.layout != torch.strided or value.is_complex() or value.is_meta:
+            raise CoopError(
+                f"{path}: the tensor {name} is quantised, sparse, complex or without values: save it as plain numbers"
+            )
     return {str(name).removeprefix("module."): value.float() for name, value in state.items()}
+
+
+def pickle_fault(error: Exception) -> str:
+    """Return what torch's restricted unpickler refuses, without its advice to execute the file."""
+    text = str(error).rpartition("from a trusted source.")[2]
+    return one_line(text.rpartition("WeightsUnpickler error: ")[2].partition("Check the documentation")[0])
 
 
 def import_coop(path: Path, backbone: Backbone, class_names: Sequence[str] | None, ctx_position: str) -> Learned:

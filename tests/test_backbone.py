@@ -226,7 +226,10 @@ def test_features_that_are_no_features_are_refused() -> None:
     with pytest.raises(CoopError, match="feature of image 'b.png' is not finite: the weights of 'tiny'"):
         backbone.encode_images(images, ["a.png", "b.png", "c.png"])
     with torch.no_grad():
+        backbone.model.visual.proj.mul_(1e25)  # finite, but its length is not: normalised, it would be 0
         backbone.model.text_projection.zero_()
+    with pytest.raises(CoopError, match="feature of image 'a.png' is too large"):
+        backbone.encode_images(images[:1], ["a.png"])
     with pytest.raises(CoopError, match="feature of class 'forest' is all zero"):
         backbone.encode_template("a {}.", ["forest"])
 

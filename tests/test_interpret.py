@@ -82,6 +82,8 @@ def test_mistakes(tiny_backbone: Backbone, vectors: torch.Tensor) -> None:
     for k in (0, 50_000):
         with pytest.raises(CoopError, match=f"top={k}: give a number from 1 to 49408"):
             nearest_words(vectors, tiny_backbone, k)
+    with pytest.raises(CoopError, match="not finite"):
+        nearest_words(vectors * float("nan"), tiny_backbone)
     siglip = Backbone(tiny_backbone.model, tiny_backbone.preprocess, lambda t, **k: TOKENIZER(t, **k), "other")
     with pytest.raises(CoopError, match="words of a function cannot be listed"):
         nearest_words(vectors, siglip)

@@ -69,7 +69,7 @@ def test_devices_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
 def test_a_full_device_is_the_system_s_refusal() -> None:
     with pytest.raises(OSError) as caught:
         write_text(Path("/dev/full"), "text")
-    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == "/dev/full"
     assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
 
 
@@ -108,6 +108,23 @@ def test_refusals_of_the_system_are_one_sentence(tmp_path: Path, capsys: pytest.
         err = capsys.readouterr().err
         assert err.splitlines()[-1].startswith("coop: ") and str(tmp_path / "file") in err
         assert ("Traceback" in err) is shown and (shown or len(err.splitlines()) == 1)
+
+
+@pytest.mark.parametrize("place", ["", "folder", "file/x", "folder/file/x/y", "x" * 300])
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run does not exist either, but is not even looked for."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for path in ("file", "folder/file"):
+        (tmp_path / path).write_text("mine")
+    sample = ["data", "sample", "dtd", "--shots", "1"]
+    for words in (["table", "none"], ["words", "none"], ["predict", "none", "none"], ["export", "none"], sample):
+        assert main([*words, "--output", place]) == (2 if place in ("", "folder") else 1), words
+        err = capsys.readouterr().err
+        assert "none" not in err and "dtd" not in err and len(err.splitlines()) == 1
+    assert main(["report", "none", "--output", ""]) == 2 and "--output" in capsys.readouterr().err
 
 
 def test_standard_output_that_is_a_pipe(tmp_path: Path) -> None:

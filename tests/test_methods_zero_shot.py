@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
-from coop.methods.base import Classes, text_features
+from coop.methods.base import Classes, scaled_cosine, text_features
 from coop.methods.zero_shot import Waffle, ZeroShot, descriptors
 from coop.options import WaffleOptions, ZeroShotOptions
 from tests.methods_plain import CLASSES, NAMES, encode, hand_written, sample
@@ -21,6 +21,15 @@ def test_zero_shot(tiny_backbone: Backbone) -> None:
     expected = tiny_backbone.logit_scale * F.normalize(f, dim=1) @ hand_written(tiny_backbone, "my {}!").T
     method = ZeroShot(tiny_backbone, CLASSES, ZeroShotOptions("my {}!"))
     torch.testing.assert_close(method.logits(f), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e30])
+def test_class_features_without_a_direction_are_an_error(factor: float, tiny_backbone: Backbone) -> None:
+    """Normalised they are 0: every class would have the same logit, and the first would win."""
+    features = F.normalize(factor * torch.randn(3, 32), dim=-1)
+    assert not features.any()
+    with torch.no_grad(), pytest.raises(CoopError, match="3 of 3 classes"):
+        scaled_cosine(tiny_backbone, torch.randn(2, 32), features)
 
 
 def test_waffle_is_the_mean_of_its_prompts_cosines(tiny_backbone: Backbone) -> None:

@@ -99,8 +99,8 @@ def test_the_state_of_an_optimiser(tmp_path: Path) -> None:
 
 
 def test_tensors_that_are_no_plain_numbers(tiny_backbone: Backbone, tmp_path: Path) -> None:
-    for number, ctx in enumerate((CTX.float().to_sparse(), CTX.to(torch.complex64))):
-        with pytest.raises(CoopError, match="quantised, sparse or complex"):
+    for number, ctx in enumerate((CTX.float().to_sparse(), CTX.to(torch.complex64), CTX.to("meta"))):
+        with pytest.raises(CoopError, match="the tensor ctx is quantised, sparse"):
             original_state(checkpoint(tmp_path / f"{number}", {"ctx": ctx}))
     path = original(tmp_path / "nan", tiny_backbone, CTX * float("nan"))
     with pytest.raises(CoopError, match="not finite"):
@@ -158,7 +158,7 @@ def test_nothing_in_the_file_is_executed(
         state = original_state(tmp_path / "evil")
         assert not inside and torch.equal(state["ctx"], CTX.float())  # the object beside it was left out
     except CoopError as error:
-        assert "\n" not in str(error)
+        assert "\n" not in str(error) and "weights_only" not in str(error)
     assert not marker.exists()
     torch.load(tmp_path / "evil", weights_only=False)  # the file would have done it
     assert marker.exists()

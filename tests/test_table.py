@@ -87,6 +87,23 @@ def test_settings_are_never_pooled(results: Path) -> None:
         table_of(results, rows=["n_ctxs"])
 
 
+@pytest.mark.parametrize("other", [{"data": "y"}, {"protocol": "cross_dataset", "targets": {"a": "1"}}])
+def test_other_data_is_no_other_seed(other: dict[str, Any], tmp_path: Path) -> None:
+    """Own folders of one name, or other targets: seeds apart, and no baseline for each other."""
+    same = {"protocol": "cross_dataset", "targets": {"a": "1", "b": "2"}} if "targets" in other else {}
+    write(tmp_path, "dtd", "zero_shot", 0, 0, 0.1, **same)
+    write(tmp_path, "dtd", "coop", 1, 1, 0.5, **same)
+    write(tmp_path, "dtd", "coop", 1, 2, 0.9, **other)
+    with pytest.raises(CoopError, match="over targets" if same else "over data"):
+        table_of(tmp_path, rows=["dataset", "method", "protocol"])
+    cells = cell_frame(table_of(tmp_path))
+    trained = cells[cells["method"] == "coop"]
+    assert sorted(zip(trained["mean"], trained["n"], trained["difference"].isna(), strict=True)) == [
+        (50, 1, False),
+        (90, 1, True),
+    ]
+
+
 def test_the_advice_of_a_refused_table_can_be_followed(results: Path) -> None:
     """What --rows method proposes gives a table: with two templates, it is the one that no run names (null)."""
     for name in ZERO:

@@ -143,12 +143,13 @@ class Backbone:
         return self._folded, images.contiguous(memory_format=torch.channels_last) if folded else images
 
     def _checked(self, features: Tensor, names: Sequence[object], kind: str) -> Tensor:
-        """Raise CoopError where a feature is not finite or all zero."""
-        wrong = (~features.isfinite().all(dim=1)) | (features == 0).all(dim=1)
+        """Raise CoopError where a feature has no direction: its length is not finite, or 0."""
+        lengths = features.norm(dim=1)
+        wrong = ~lengths.isfinite() | (lengths == 0)
         if wrong.any():
             i = int(wrong.nonzero()[0])
             name = f"'{names[i]}'" if i < len(names) else f"{i + 1} of {len(features)}"
-            fault = "all zero" if features[i].isfinite().all() else "not finite"
+            fault = "all zero" if lengths[i] == 0 else "too large" if features[i].isfinite().all() else "not finite"
             raise CoopError(
                 f"the feature of {kind} {name} is {fault}: the weights of '{self.architecture}' (pretrained="
                 f"{self.pretrained}) are damaged, or too large for precision={self.precision} (use fp32)"

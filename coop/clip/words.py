@@ -64,6 +64,8 @@ def nearest_words(
         raise unknown("metric", metric, METRICS)
     table = source if isinstance(source, WordTable) else WordTable.of(source)
     array = vectors if isinstance(vectors, np.ndarray) else vectors.detach().cpu().double().numpy()
+    if not np.isfinite(array).all():
+        raise CoopError("the context vectors hold values that are not finite: the file is damaged, run it again")
     if array.shape[-1] != table.embeddings.shape[1]:
         raise CoopError(
             f"the context vectors are {array.shape[-1]} wide, the token embeddings of {table.architecture} "

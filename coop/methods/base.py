@@ -279,7 +279,17 @@ def accuracy(method: Method, samples: Samples) -> float:
 def scaled_cosine(
     backbone: Backbone, features: Float[Tensor, "n e"], class_features: Float[Tensor, "c e"]
 ) -> Float[Tensor, "n c"]:
-    """Return CLIP's logits: exp(logit scale) * cosine + logit bias; `class_features` are normalised already."""
+    """Return CLIP's logits: exp(logit scale) * cosine + logit bias; `class_features` are normalised already.
+
+    Where nothing is trained, raises CoopError for class features without a direction: they would be a tie of all.
+    """
+    if not torch.is_grad_enabled():
+        lost = int((~(class_features.norm(dim=-1) > 1e-6)).sum())
+        if lost:
+            raise CoopError(
+                f"the features of {lost} of {len(class_features)} classes are all zero, or too large to be normalised: "
+                "lower lr, or look at the backbone's weights"
+            )
     cosines = F.normalize(features.to(class_features.device).float(), dim=-1) @ class_features.T
     return backbone.logit_scale * cosines + backbone.logit_bias
 

@@ -5,6 +5,7 @@ A row of the frame is a run on one of its targets: the columns of its key, `labe
 the rows that differ in their seed alone. Cells hold percent; `n` is always the number of runs.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,6 +136,9 @@ def measured(runs: Sequence[StoredRun], results: Path) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for run in newest((run for run in runs if run.state == "done"), _place).values():
         columns = run.key.columns() if run.key else {}
+        if run.key:  # no cell may average over them; zero-shot on other data is no baseline
+            columns["targets"] = ",".join(name for name, _ in run.key.targets)
+            columns["data"] = _data(run.key)
         if run.fit.get("n_ctx") is not None:  # of a context that began as words
             columns["n_ctx"] = run.fit["n_ctx"]
         rows += _rows(columns, tuple(run.accuracies), run, results)
@@ -153,6 +157,11 @@ def planned(plan: Plan, runs: Sequence[StoredRun], results: Path) -> pd.DataFram
         columns = {"label": label, **key.columns(), "run_id": number}
         rows += _rows(columns, reported, found.get(key.planned()), results)
     return _frame(rows)
+
+
+def _data(key: RunKey) -> str:
+    """Return a few digits for the digests of all data of a run."""
+    return hashlib.sha256(repr((key.data, key.targets)).encode()).hexdigest()[:8]
 
 
 def _place(key: RunKey) -> str:
@@ -213,7 +222,7 @@ def with_difference(frame: pd.DataFrame, value: str = "accuracy") -> pd.DataFram
     """Return the frame with a column `difference`: `value` minus that of zero-shot with the dataset's template."""
     if value not in METRICS:
         raise unknown("value", value, METRICS)
-    same = ["dataset", "backbone", "precision", "protocol", "target"]
+    same = ["dataset", "backbone", "precision", "protocol", "target", *(name for name in ("data",) if name in frame)]
     zero = frame[(frame["method"] == "zero_shot") & frame["template"].isna()]
     baseline = zero.groupby(same, dropna=False)[value].mean().rename("baseline").reset_index()
     baseline = baseline.astype(dict.fromkeys(same, object))

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from coop.data.dataset import joined
-from coop.errors import CoopError, first_line
+from coop.errors import CoopError, first_line, short
 from coop.io import atomic_write, write_json
 from coop.runs.key import RunKey
 
@@ -203,7 +203,7 @@ def check_result(content: Mapping[str, Any]) -> None:
 
 def _check_fraction(what: str, value: object) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-        raise CoopError(f"{what} is {str(value)[:40]}, not a number from 0 to 1")
+        raise CoopError(f"{what} is {short(json.dumps(value), 40)}, not a number from 0 to 1")
 
 
 def write_result(folder: Path, key: RunKey, result: Mapping[str, Any]) -> None:
