@@ -18,6 +18,7 @@ from coop.methods.base import Classes
 from coop.methods.projection import FeatureMap, LinearAdapter, ProLip
 from coop.options import LinearAdapterOptions, ProLipOptions
 from tests.methods_plain import CLASSES, hand_written, sample
+from tests.test_towers import backbone_of, random, small_clip
 
 KINDS = [(ProLip, ProLipOptions), (LinearAdapter, LinearAdapterOptions)]
 
@@ -146,6 +147,24 @@ def test_predicts_from_images(tiny_backbone: Backbone) -> None:
     h = backbone.encode_pre_projection(torch.stack([preprocess(picture) for picture in pictures]))
     expected = logits(backbone, ProLip, method.state()["map"], h, hand_written(backbone)).softmax(dim=1)
     torch.testing.assert_close(Classifier(method).probabilities(pictures), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("vision", [{}, {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}], ids=["ViT", "ResNet"])
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_merged_checkpoint(kind: type[FeatureMap], options: Any, vision: dict[str, Any]) -> None:
+    """open_clip alone, with the merged weights, gives the method's logits."""
+    model = small_clip(**vision).eval()
+    backbone, size = backbone_of(model), 32 if vision else 16
+    method = kind(backbone, CLASSES, options())
+    with torch.no_grad():
+        method.map.add_(0.05 * random(*method.map.shape))
+    x = random(3, 3, size, size)
+    logits = method.logits(getattr(backbone, f"encode_{'images' if options.reads == 'final' else options.reads}")(x))
+    merged = small_clip(**vision).eval()
+    merged.load_state_dict(method.merged_state())
+    image = F.normalize(merged.encode_image(x), dim=-1)
+    torch.testing.assert_close(logits, backbone.logit_scale * image @ hand_written(backbone).T, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(merged.encode_image(x), model.encode_image(x), rtol=1e-3)
 
 
 def test_refusals() -> None:

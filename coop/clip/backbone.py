@@ -170,6 +170,15 @@ class Backbone:
         out = pre.to(weight.device).float() @ weight
         return out if bias is None else out + bias
 
+    def state_with_projection(self, projection: Projection) -> dict[str, Tensor]:
+        """Return a copy of the model's state_dict with another projection in place of its own."""
+        weight, bias, transposed = self._projection
+        state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        state[f"visual.{weight}"].copy_(projection.weight.T if transposed else projection.weight)
+        if bias is not None and projection.bias is not None:
+            state[f"visual.{bias}"].copy_(projection.bias)
+        return state
+
     @cached_property
     def _projection(self) -> tuple[str, str | None, bool]:
         """Return the names of the projection's weight and bias in the image tower, and whether it is (e, p)."""

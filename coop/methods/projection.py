@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from coop.clip.backbone import Backbone
+from coop.clip.backbone import Backbone, Projection
 from coop.features import Samples
 from coop.methods.base import Classes, TrainedMethod, accuracy, scaled_cosine, text_features
 from coop.methods.class_weights import prompts_of
@@ -103,6 +103,15 @@ class FeatureMap(TrainedMethod):
         """Return `map` (p, e), A."""
         return {"map": self.map}
 
+    @abstractmethod
+    def merged_projection(self) -> Projection:
+        """Return the image tower's projection with A in it. Raises CoopError for a tower that ends in none."""
+
+    @torch.no_grad()
+    def merged_state(self) -> dict[str, Tensor]:
+        """Return the model's state_dict with A merged into its projection: a checkpoint for open_clip."""
+        return self.backbone.state_with_projection(self.merged_projection())
+
     def for_classes(self, classes: Classes) -> "FeatureMap":
         """Return the same map with other classes' text features."""
         return self.moved(classes)
@@ -127,6 +136,10 @@ class ProLip(FeatureMap):
         x = inputs @ self.map
         return x if self.bias is None else x + self.bias
 
+    def merged_projection(self) -> Projection:
+        """Return A and b."""
+        return Projection(self.map, self.bias)
+
 
 class LinearAdapter(FeatureMap):
     """The regularised linear adapter of ProLIP's paper: x = f A^T, f the image features; A (e, e) starts at identity.
@@ -144,3 +157,8 @@ class LinearAdapter(FeatureMap):
     def mapped(self, inputs: Float[Tensor, "b e"]) -> Float[Tensor, "b e"]:
         """Return f A^T."""
         return inputs @ self.map.T
+
+    def merged_projection(self) -> Projection:
+        """Return W A^T and b A^T of the tower's projection h W + b."""
+        weight, bias = self.backbone.projection
+        return Projection(weight @ self.map.T, None if bias is None else bias @ self.map.T)
