@@ -124,7 +124,7 @@ def _run_config(values: Mapping[str, Any]) -> RunConfig:
         dataset=dataset,
         backbone=backbone_config(values),
         method=method,
-        options=method_options(kind, values).resolved(shots, dataset.name),
+        options=method_options(kind, values, dataset.name).resolved(shots, dataset.name),
         protocol=protocol_config(values, dataset.name),
         shots=shots,
         seed=seed,
@@ -197,7 +197,7 @@ def unused_keys(values: Mapping[str, Any]) -> dict[str, str]:
             )
     if "validation" in values and kind.trains:
         rest = {key: value for key, value in values.items() if key not in out}
-        if not method_options(kind, rest).uses_validation:
+        if not method_options(kind, rest, dataset_config(values).name).uses_validation:
             using = [name for name, other in OPTIONS.items() if other().uses_validation]
             out["validation"] = (
                 f"method={method} chooses nothing on validation images here; by default do: {_listed(using)}"

@@ -25,7 +25,6 @@ ADAPTER_BRANCHES = {"visual": ("visual",), "text": ("text",), "both": ("visual",
 AnyOptions = TypeVar("AnyOptions", bound="MethodOptions")
 T = TypeVar("T", bound="Training")
 K = TypeVar("K", bound="TrainedCacheOptions")
-R = TypeVar("R", bound="TipAdapterOptions")
 C = TypeVar("C", bound="TcpOptions")
 S = TypeVar("S", bound="StepTraining")
 TaskResT = TypeVar("TaskResT", bound="TaskResOptions")
@@ -277,6 +276,8 @@ class CacheOptions(MethodOptions):
     `search_scale`, `search_step`: the grid of the search in the released codes' form, evenly spaced from 0.1: the ends
     and the numbers of values of beta, alpha (APE: and gamma, from 0). None: the toolkit's grid, spaced by ratio.
     `augment.views`: the keys are the mean of so many random views; 0: the test view.
+    `setting`: `common`, one setting for all datasets; `released`, the authors' for each of CoOp's eleven datasets,
+    where no other value is given.
     """
 
     alpha: float | None = None
@@ -285,11 +286,17 @@ class CacheOptions(MethodOptions):
     search_step: list[int] | None = None
     template: str | None = None
     augment: Augment = field(default_factory=Augment)
+    setting: str = "common"
 
     n_searched: ClassVar[int] = 2  # numbers that the search is for
+    released_values: ClassVar[dict[str, Any]]  # the released ones that are the same for all datasets
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.setting not in ("common", "released"):
+            raise unknown("setting", self.setting, ("common", "released"))
+        if self.setting == "released" and self.search_scale is None:
+            raise CoopError("setting=released depends on the dataset: use method_options(kind, keys, dataset)")
         check_pair(self.alpha, self.beta)
         if (self.search_scale is None) != (self.search_step is None):
             raise CoopError("search_scale and search_step make one grid: give both, or neither")
@@ -304,6 +311,28 @@ class CacheOptions(MethodOptions):
     def uses_validation(self) -> bool:
         """Whether something is left to search for."""
         return self.alpha is None
+
+    @classmethod
+    def released_for(cls, dataset: str) -> dict[str, Any]:
+        """Return the released values that are chosen for a dataset; KeyError where there are none."""
+        raise NotImplementedError
+
+    @classmethod
+    def with_released(cls, given: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+        """Return `given`, and the released values for the keys that are not given, or null.
+
+        Raises CoopError for a dataset that the authors chose nothing for, unless all that they chose is given.
+        """
+        known = {key: value for key, value in given.items() if value is not None}
+        missing = [key for key in cls.released_for("imagenet") if key not in known]
+        if missing and dataset not in TIP_ADAPTER_RELEASED:
+            raise CoopError(
+                f"setting=released knows CoOp's eleven datasets, not {dataset}: give {', '.join(missing)}, "
+                "or setting=common"
+            )
+        chosen = cls.released_for(dataset) if missing else {}
+        augment = {**cls.released_values["augment"], **known.get("augment", {})}
+        return {**cls.released_values, **chosen, **known, "augment": augment}
 
 
 def check_pair(alpha: float | None, beta: float | None, prefix: str = "") -> None:
@@ -379,44 +408,37 @@ TIP_ADAPTER_RELEASED = {
     "ucf101": (3.0, 7.0, 3.0),
 }
 
+# yangyangyang127/APE, configs/*.yaml: ends of the grid for beta, alpha and gamma; channels that APE keeps; w_0 (w_1 is
+# the rest to 1); channels that APE-T trains; its alpha, lr, eps and epochs. The files differ between the first and the
+# last commit: this is the last, but for imagenet, stanford_cars and dtd, of which only the first was at hand.
+APE_RELEASED = {
+    "imagenet": ((7.0, 7.0, 0.5), 500, 0.7, 500, 2.0, 1e-4, 1e-3, 20),
+    "caltech101": ((7.0, 7.0, 1.0), 800, 0.5, 900, 1.0, 1e-3, 1e-3, 30),
+    "oxford_pets": ((7.0, 7.0, 1.0), 800, 0.7, 800, 2.0, 1e-4, 2e-3, 30),
+    "stanford_cars": ((7.0, 7.0, 1.0), 500, 0.7, 500, 1.0, 1e-3, 1e-3, 30),
+    "oxford_flowers": ((7.0, 7.0, 1.0), 700, 0.4, 800, 3.0, 1e-3, 1e-3, 60),
+    "food101": ((7.0, 7.0, 1.0), 700, 0.3, 900, 0.8, 1e-4, 1e-3, 30),
+    "fgvc_aircraft": ((20.0, 10.0, 1.0), 800, 0.1, 900, 5.0, 1e-3, 1e-3, 30),
+    "sun397": ((10.0, 7.0, 1.0), 800, 0.7, 800, 1.0, 1e-4, 1e-3, 30),
+    "dtd": ((7.0, 7.0, 1.0), 800, 0.7, 800, 3.0, 1e-3, 1e-3, 20),
+    "eurosat": ((30.0, 5.0, 1.5), 700, 0.9, 900, 1.0, 1e-3, 1e-3, 200),
+    "ucf101": ((10.0, 7.0, 1.5), 700, 0.3, 800, 2.0, 1e-3, 2e-3, 30),
+}
+RN50_WIDTH = 1024  # of the features that those channels are counted in
+RELEASED_TRAINED = {"augment": {"views": "epochs", "scale": 0.5}, "key_views": 10, "keep": "best"}
+
 
 @dataclass(frozen=True)
 class TipAdapterOptions(CacheOptions):
-    """`setting`: `common`, one setting for all datasets; `released`, that of the authors' code for each of CoOp's.
+    """`setting=released`: the authors' grid for the dataset, and keys from 10 crops of half of the image and more."""
 
-    The released one has the grid by dataset, and keys from 10 random crops of half of the image and more.
-    """
+    released_values: ClassVar[dict[str, Any]] = {"augment": {"views": 10, "scale": 0.5}}
 
-    setting: str = "common"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.setting not in ("common", "released"):
-            raise unknown("setting", self.setting, ("common", "released"))
-        if self.setting == "released":
-            for name, value in self.released_values().items():
-                object.__setattr__(self, name, value)
-
-    def released_values(self) -> dict[str, Any]:
-        """Return the released values that are the same for all datasets; they take the place of other ones."""
-        return {"augment": Augment(10, 0.5)}
-
-    def by_dataset(self, dataset: str) -> dict[str, Any]:
-        """Return the released values for a dataset, which stand where a key is None; KeyError where there are none."""
+    @classmethod
+    def released_for(cls, dataset: str) -> dict[str, Any]:
+        """Return the grid."""
         _, beta, alpha = TIP_ADAPTER_RELEASED[dataset]
         return {"search_scale": [beta, alpha], "search_step": [200, 20]}
-
-    def resolved(self: R, shots: int | str, dataset: str) -> R:
-        """Return the options with the released values for the dataset, where `setting=released` asks for them."""
-        if self.setting != "released":
-            return super().resolved(shots, dataset)
-        missing = [name for name in self.by_dataset("imagenet") if getattr(self, name) is None]
-        if missing and dataset not in TIP_ADAPTER_RELEASED:
-            raise CoopError(
-                f"setting=released knows CoOp's eleven datasets, not {dataset}: give {', '.join(missing)}, "
-                "or setting=common"
-            )
-        return replace(self, **{name: self.by_dataset(dataset)[name] for name in missing}) if missing else self
 
 
 @dataclass(frozen=True)
@@ -427,23 +449,22 @@ class TipAdapterFOptions(TipAdapterOptions, TrainedCacheOptions):
     epochs, and the best epoch on validation is kept (with `validation=test` this is the released protocol).
     """
 
-    def released_values(self) -> dict[str, Any]:
-        """Return the released values that are the same for all datasets."""
-        return {"augment": Augment("epochs", 0.5), "key_views": 10, "keep": "best"}
+    released_values: ClassVar[dict[str, Any]] = RELEASED_TRAINED
 
-    def by_dataset(self, dataset: str) -> dict[str, Any]:
-        """Return the released values for a dataset."""
-        alpha = TIP_ADAPTER_RELEASED[dataset][0]
+    @classmethod
+    def released_for(cls, dataset: str) -> dict[str, Any]:
+        """Return the grid, the epochs and alpha while training."""
         epochs = 100 if dataset == "eurosat" else 20
-        return super().by_dataset(dataset) | {"epochs": epochs, "train_alpha": alpha, "train_beta": 1.0}
+        trained = {"epochs": epochs, "train_alpha": TIP_ADAPTER_RELEASED[dataset][0], "train_beta": 1.0}
+        return super().released_for(dataset) | trained
 
 
 @dataclass(frozen=True)
 class ApeOptions(CacheOptions):
     """`gamma`, given or searched for with `alpha` and `beta`; `channels`: the share of the feature channels kept.
 
-    `similarity_weight` and `variance_weight` are the criterion's w_0 and w_1. The released code has values of
-    `channels` (0.4 to 0.8), of both weights and of the grid for each dataset; the defaults are one setting for all.
+    `similarity_weight` and `variance_weight` are the criterion's w_0 and w_1. `setting=released` has the authors'
+    `channels`, weights and grid for the dataset, and keys from 10 crops of half of the image and more.
     """
 
     gamma: float | None = None
@@ -452,6 +473,7 @@ class ApeOptions(CacheOptions):
     variance_weight: float = 0.5
 
     n_searched: ClassVar[int] = 3
+    released_values: ClassVar[dict[str, Any]] = TipAdapterOptions.released_values
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -461,10 +483,26 @@ class ApeOptions(CacheOptions):
             )
         check_channels(self.channels)
 
+    @classmethod
+    def released_for(cls, dataset: str) -> dict[str, Any]:
+        """Return the grid, the share of channels, and the criterion's weights."""
+        scale, kept, similarity = APE_RELEASED[dataset][:3]
+        return {
+            "search_scale": list(scale),
+            "search_step": [200, 20, 5 if dataset == "imagenet" else 20],
+            "channels": kept / RN50_WIDTH,
+            "similarity_weight": similarity,
+            "variance_weight": round(1 - similarity, 1),
+        }
+
 
 @dataclass(frozen=True)
 class ApeTOptions(TrainedCacheOptions):
-    """APE-T's: `channels`, `similarity_weight` and `variance_weight` as APE's; `epochs=None` is 30."""
+    """APE-T's: `channels`, `similarity_weight` and `variance_weight` as APE's; `epochs=None` is 30.
+
+    `setting=released`: each epoch has views of its own, the grid, `channels`, `lr`, `eps`, `epochs` and alpha while
+    training are by dataset, beta is 1, and the best epoch on validation is kept.
+    """
 
     weight_decay: float = 0.1
     eps: float = 1e-3
@@ -473,10 +511,18 @@ class ApeTOptions(TrainedCacheOptions):
     variance_weight: float = 0.8
 
     default_epochs: ClassVar[int] = 30
+    released_values: ClassVar[dict[str, Any]] = RELEASED_TRAINED
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_channels(self.channels)
+
+    @classmethod
+    def released_for(cls, dataset: str) -> dict[str, Any]:
+        """Return the grid and how it is trained."""
+        scale, _, _, kept, alpha, lr, eps, epochs = APE_RELEASED[dataset]
+        searched = {"search_scale": list(scale[:2]), "search_step": [200, 20], "channels": kept / RN50_WIDTH}
+        return searched | {"lr": lr, "eps": eps, "epochs": epochs, "train_alpha": alpha, "train_beta": 1.0}
 
 
 def check_channels(share: float) -> None:
@@ -1081,9 +1127,10 @@ def from_mapping(kind: type[AnyType], values: Mapping[str, Any], where: str = ""
     return found
 
 
-def method_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:
+def method_options(kind: type[AnyOptions], values: Mapping[str, Any], dataset: str | None = None) -> AnyOptions:
     """Return a method's options from those of `values` that it has; keys may be nested or dotted (augment.views).
 
+    With `dataset`, `setting=released` gives the keys that are not among `values` the authors' values for it.
     Raises CoopError for a value of a wrong type or out of range.
     """
     names = {f.name for f in fields(kind)}
@@ -1094,4 +1141,6 @@ def method_options(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOpti
             nested[head] = {**nested.get(head, {}), rest: value}
         elif head in names:
             nested[head] = value
+    if dataset is not None and issubclass(kind, CacheOptions) and nested.get("setting") == "released":
+        nested = kind.with_released(nested, dataset)
     return from_mapping(kind, nested)

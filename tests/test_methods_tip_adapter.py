@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coop.clip.backbone import Backbone
+from coop.config import run_config
 from coop.errors import CoopError
 from coop.features import Samples
 from coop.methods import tip_adapter
 from coop.methods.base import Classes
 from coop.methods.tip_adapter import Ape, ApeT, TipAdapter, TipAdapterF
-from coop.options import ApeOptions, ApeTOptions, Augment, TipAdapterFOptions, TipAdapterOptions
+from coop.options import (
+    ApeOptions,
+    ApeTOptions,
+    Augment,
+    CacheOptions,
+    MethodOptions,
+    TipAdapterFOptions,
+    TipAdapterOptions,
+    method_options,
+)
 from tests.methods_plain import CLASSES, NAMES, hand_written, sample
 
 
@@ -143,7 +154,8 @@ def released_grid(scale: list[float], step: list[int]) -> list[list[float]]:
 def test_the_released_setting(tiny_backbone: Backbone) -> None:
     """By hand: keys from the first ten views, an epoch's own view after them, the epoch best on validation."""
     epochs = 4
-    options = TipAdapterFOptions(setting="released", lr=0.1, epochs=epochs).resolved(4, "oxford_flowers")
+    given = {"setting": "released", "lr": 0.1, "epochs": epochs}
+    options = method_options(TipAdapterFOptions, given, "oxford_flowers")
     assert (options.train_alpha, options.train_beta, options.keep) == (10.0, 1.0, "best")
     assert (options.search_scale, options.search_step) == ([50.0, 50.0], [200, 20])
     assert options.augment.views == "epochs" and options.augment.scale == 0.5 and options.epoch_views == 10 + epochs
@@ -182,15 +194,57 @@ def test_the_released_setting(tiny_backbone: Backbone) -> None:
     assert (notes["alpha"], notes["beta"]) == pytest.approx((alpha, beta) if better else (5.0, 1.0))
 
 
+def released(kind: type[MethodOptions], dataset: str, **given: Any) -> Any:
+    return method_options(kind, {"setting": "released", **given}, dataset)
+
+
 def test_the_released_setting_knows_eleven_datasets() -> None:
-    assert TipAdapterFOptions(setting="released").resolved(16, "eurosat").epochs == 100
-    assert TipAdapterFOptions(setting="released").resolved(16, "dtd").epochs == 20
+    assert released(TipAdapterFOptions, "eurosat").epochs == 100
+    assert released(TipAdapterFOptions, "dtd").epochs == 20
     assert TipAdapterFOptions().resolved(16, "eurosat").epochs == 20
-    assert TipAdapterOptions(setting="released").resolved(16, "dtd").search_scale == [13.0, 13.0]
+    assert released(TipAdapterOptions, "dtd").search_scale == [13.0, 13.0]
     with pytest.raises(CoopError, match="eleven datasets, not my_own: give search_scale, search_step"):
-        TipAdapterOptions(setting="released").resolved(16, "my_own")
-    own = TipAdapterOptions(setting="released", search_scale=[3.0, 3.0], search_step=[5, 5])
-    assert own.resolved(16, "my_own") == own
+        released(TipAdapterOptions, "my_own")
+    own = released(TipAdapterOptions, "my_own", search_scale=[3.0, 3.0], search_step=[5, 5])
+    assert own.search_scale == [3.0, 3.0] and own.augment == Augment(10, 0.5)
+    with pytest.raises(CoopError, match="depends on the dataset"):
+        TipAdapterOptions(setting="released")
+
+
+def test_the_released_setting_of_ape() -> None:
+    """The values of two of the released files, by hand: 700 and 900 of 1,024 channels, 500 on ImageNet."""
+    ape, ape_t = released(ApeOptions, "eurosat"), released(ApeTOptions, "eurosat")
+    assert (ape.search_scale, ape.search_step, ape.channels) == ([30.0, 5.0, 1.5], [200, 20, 20], 0.68359375)
+    assert (ape.similarity_weight, ape.variance_weight, ape.augment) == (0.9, 0.1, Augment(10, 0.5))
+    assert (ape_t.search_scale, ape_t.channels, ape_t.epochs) == ([30.0, 5.0], 0.87890625, 200)
+    assert (ape_t.similarity_weight, ape_t.keep, ape_t.augment) == (0.2, "best", Augment("epochs", 0.5))
+    large = released(ApeTOptions, "imagenet")
+    assert (large.lr, large.train_alpha, large.train_beta, large.channels) == (1e-4, 2.0, 1.0, 500 / 1024)
+    assert released(ApeOptions, "imagenet").search_step == [200, 20, 5]
+
+
+@pytest.mark.parametrize("kind", [TipAdapterOptions, TipAdapterFOptions, ApeOptions, ApeTOptions])
+def test_given_keys_win_over_the_released_setting(kind: type[CacheOptions]) -> None:
+    """Every released value, replaced alone, stays as given, and all others stay as released."""
+    whole = asdict(released(kind, "dtd"))
+    other = {"augment.views": 3, "augment.scale": 0.25, "search_scale": [2.0] * kind.n_searched, "keep": "last",
+             "search_step": [4] * kind.n_searched, "train_alpha": 0.5, "train_beta": 0.5, "epochs": 7, "key_views": 2,
+             "channels": 0.5, "similarity_weight": 0.5, "variance_weight": 0.5, "lr": 0.5, "eps": 0.5}  # fmt: skip
+    keys = [key for key in other if key.split(".")[0] in whole]
+    for key in keys:
+        found = asdict(released(kind, "dtd", **{key: other[key]}))
+        head, _, rest = key.partition(".")
+        expected = {**whole, head: {**whole[head], rest: other[key]} if rest else other[key]}
+        assert found == expected != whole
+    own = released(kind, "my_own", **{key: other[key] for key in keys})
+    assert asdict(own) == asdict(released(kind, "dtd", **{key: other[key] for key in keys}))
+    assert method_options(kind, asdict(own)) == own  # as a result or a learned file gives them back
+
+
+def test_a_run_takes_the_released_setting_of_its_dataset() -> None:
+    keys = {"dataset": "eurosat", "method": "tip_adapter_f", "setting": "released", "augment.views": 4}
+    options: Any = run_config(keys).options
+    assert (options.epochs, options.augment, options.keep) == (100, Augment(4, 0.5), "best")
 
 
 @pytest.mark.parametrize("options, uses", [
@@ -199,7 +253,7 @@ def test_the_released_setting_knows_eleven_datasets() -> None:
     (TipAdapterFOptions(train_alpha=1.0, train_beta=1.0), True),
     (TipAdapterFOptions(alpha=1.0, beta=1.0, train_alpha=1.0, train_beta=1.0), False),
     (TipAdapterFOptions(alpha=1.0, beta=1.0, train_alpha=1.0, train_beta=1.0, keep="best"), True),
-    (TipAdapterFOptions(alpha=1.0, beta=1.0, train_alpha=1.0, train_beta=1.0, setting="released"), True),
+    (method_options(TipAdapterFOptions, {"setting": "released", "alpha": 1.0, "beta": 1.0}, "dtd"), True),
     (ApeOptions(), True), (ApeOptions(alpha=1.0, beta=1.0, gamma=0.1), False), (ApeTOptions(), True),
 ])  # fmt: skip
 def test_validation_is_used_where_something_is_chosen(
@@ -208,8 +262,9 @@ def test_validation_is_used_where_something_is_chosen(
     """A method that says that it needs no validation images is fitted without them; the others refuse."""
     assert options.uses_validation == uses
     kinds = {TipAdapterOptions: TipAdapter, TipAdapterFOptions: TipAdapterF, ApeOptions: Ape, ApeTOptions: ApeT}
-    given = replace(options, search_scale=[5.0, 5.0], search_step=[4, 4]) if "setting" in vars(options) else options
-    method = kinds[type(options)](tiny_backbone, replace(CLASSES, dataset="dtd"), given)
+    if not isinstance(options, ApeOptions):
+        options = replace(options, search_scale=[5.0, 5.0], search_step=[4, 4])
+    method = kinds[type(options)](tiny_backbone, replace(CLASSES, dataset="dtd"), options)
     train, none = sample(tiny_backbone, shots=2, views=12), sample(tiny_backbone, shots=0)
     if uses:
         with pytest.raises(CoopError, match="validation images"):

@@ -240,7 +240,7 @@ class Ape(TipAdapter):
     divergence of its label from the softmax of its cosines with the prompts there (no temperature), in bits.
     alpha, beta and gamma are searched for on validation. The prompts' part keeps all channels.
     Departures from the released code: the share of kept channels, their weights and the grid are the same for all
-    datasets; shots need not be equal in number or sorted. Its text features also average sentences of a language model
+    datasets, unless `setting=released`; shots need not be equal in number or sorted. Its text features also average sentences of a language model
     (CuPL): template="a photo of a {}.+file:prompts.json".
     """
 
@@ -293,8 +293,7 @@ class ApeT(TrainedCache, Ape):
     the residual of its class, and nothing is normalised again. r starts at 0, v at 1; the prompts alone give the
     channels. AdamW with weight decay 0.1, cosine by step.
     Departures from the released code: where it fails (its number of trained channels must be that of APE's) the share
-    `channels` counts; alpha and the learning rate are not chosen by dataset (lr=0.0001 for ImageNet, Food101, Pets and
-    SUN397 there).
+    `channels` counts; alpha, the learning rate and the epochs are the same for all datasets, unless `setting=released`.
     """
 
     name = "ape_t"
