@@ -1,5 +1,6 @@
 """The methods that train inside the towers: independent checks beside the recorded trajectories."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +376,20 @@ def test_a_resnet_has_no_visual_tokens(name: str) -> None:
     backbone = backbone_of(small_clip(**resnet))
     with pytest.raises(CoopError):
         made(name, backbone)
+
+
+@pytest.mark.parametrize("name", ["deep_text", "ivlp", "promptsrc", "tcp", "vpt"])
+def test_a_depth_beyond_the_tower_is_told_what_to_give(name: str, backbone: Backbone) -> None:
+    """What the message names is accepted: defaults are for towers of 12 blocks, and this one has 3."""
+    given: dict[str, Any] = {}
+    towers = 1 if name in ("deep_text", "tcp", "vpt") else 2
+    for _ in range(towers):
+        with pytest.raises(CoopError, match="beyond the (text|image) tower: give") as caught:
+            METHODS[name](backbone, CLASSES, OPTIONS[name](**given))
+        key, value = re.findall(r"give (\w+)=(\d+)", str(caught.value))[0]
+        given[key] = int(value)
+    METHODS[name](backbone, CLASSES, OPTIONS[name](**given))
+    assert len(given) == towers
 
 
 @pytest.mark.parametrize("name", ["deep_text", "tcp"])

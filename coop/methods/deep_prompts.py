@@ -38,7 +38,8 @@ class DeepPrompts(TowerMethod):
         super().__init__(backbone, classes, options, seed)
         self.random = generator(seed)
         (m, depth), (n, image_depth) = self.text_shape(), self.image_shape()
-        check_depth(self.name, "depth of text prompts", depth, len(backbone.tower.blocks) or depth, "text")
+        keys = ("depth", "depth") if hasattr(options, "depth") else ("depth_text", "depth_image")
+        check_depth(self.name, keys[0], depth, len(backbone.tower.blocks) or depth, "text")
         self.text = self.prompts_of(depth if m else 0, m, backbone.width)
         if m:
             rows, start = context_rows(backbone, classes.names, m, options.ctx_init)
@@ -49,7 +50,7 @@ class DeepPrompts(TowerMethod):
             self.prompts = self.template_encoder(classes, options.template)
         self.image: list[nn.Parameter] = []
         if self.images is not None:
-            check_depth(self.name, "depth of visual prompts", image_depth, self.images.layers, "image")
+            check_depth(self.name, keys[1], image_depth, self.images.layers, "image")
             self.image = self.prompts_of(image_depth if n else 0, n, self.images.width)
 
     @abstractmethod

@@ -48,7 +48,8 @@ class TCP(TowerMethod):
         blocks = len(backbone.tower.blocks)
         if blocks and o.layer >= blocks:
             raise CoopError(
-                f"method=tcp: layer={o.layer}, but the last block of the text tower is {blocks - 1}: give less"
+                f"method=tcp: layer={o.layer} is beyond the text tower: give layer={8 * blocks // 12}, as deep in its "
+                f"{blocks} blocks as the released 8 in 12, or another up to {blocks - 1}"
             )
         teacher, prompt = TEMPLATES.get(classes.dataset, (None, "X X X X {}."))
         prompt = (o.prompt_template or prompt).replace("X X X X", " ".join("X" * o.n_ctx))

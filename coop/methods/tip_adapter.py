@@ -240,8 +240,8 @@ class Ape(TipAdapter):
     divergence of its label from the softmax of its cosines with the prompts there (no temperature), in bits.
     alpha, beta and gamma are searched for on validation. The prompts' part keeps all channels.
     Departures from the released code: the share of kept channels, their weights and the grid are the same for all
-    datasets, unless `setting=released`; shots need not be equal in number or sorted. Its text features also average sentences of a language model
-    (CuPL): template="a photo of a {}.+file:prompts.json".
+    datasets, unless `setting=released`; shots need not be equal in number or sorted. Its text features also average
+    sentences of a language model (CuPL): template="a photo of a {}.+file:prompts.json".
     """
 
     name = "ape"

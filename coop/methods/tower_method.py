@@ -254,9 +254,7 @@ def with_context(rows: list[Row], start: int, n_ctx: int) -> list[Row]:
     return [row[:start] + slots + row[start + n_ctx :] for row in rows]
 
 
-def check_depth(method: str, name: str, depth: int, layers: int, tower: str) -> None:
-    """Raise CoopError for a depth beyond the tower."""
-    if depth > layers:
-        raise CoopError(
-            f"method={method}: {name}={depth}, but the {tower} tower has {layers} blocks: give {layers} or less"
-        )
+def check_depth(method: str, key: str, depth: int, most: int, tower: str) -> None:
+    """Raise CoopError, with the value to give, for an option that counts blocks beyond the tower."""
+    if depth > most:
+        raise CoopError(f"method={method}: {key}={depth} is beyond the {tower} tower: give {key}={most} or less")
