@@ -163,7 +163,11 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command = _command(commands, "run", "one run, or with -m a sweep over all values given with commas", _run)
     command.add_argument("-m", "--multirun", action="store_true", help="run the grid; what is done already is skipped")
     command.add_argument("--cfg", action="store_true", help="print the configuration instead of running it")
-    command.add_argument("--help-keys", action="store_true", help="print what each key means, and its default")
+    command.add_argument(
+        "--help-keys",
+        action="store_true",
+        help="print what each key means, and its default; of KEY or method=NAME alone",
+    )
     _add_overrides(
         command, "e.g. dataset=eurosat shots=1,2,4; with -m, +experiment=NAME runs a study (coop study lists them)"
     )
@@ -175,7 +179,7 @@ def _run(args: argparse.Namespace) -> int:
     from coop.runs.study import load_study, planned_runs, split_experiment
 
     if args.help_keys:
-        print(key_help(), end="")
+        print(key_help(args.overrides), end="")
         return 0
     launch_words, words = split_launch_words(args.overrides)
     study, words = split_experiment(words)
@@ -327,8 +331,7 @@ def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument("--columns", type=_names, help="keys (default: shots)")
     command.add_argument("--value", default="accuracy", help="accuracy, macro_f1, ece or mean_confidence")
     command.add_argument("--where", action="append", default=[], metavar="KEY=A,B", help="only these runs; repeatable")
-    command.add_argument("--format", default="text", help="text, markdown, csv or latex")
-    command.add_argument("--output", type=_output_file, help="write it to a file")
+    _add_output(command, "text, markdown, csv or latex")
 
 
 def _table(args: argparse.Namespace) -> int:
@@ -336,8 +339,7 @@ def _table(args: argparse.Namespace) -> int:
     from coop.report.tables import FORMATS, make_table, render
     from coop.runs.store import stored_runs
 
-    if args.format not in FORMATS:
-        raise unknown("format", args.format, FORMATS)
+    form = _format(args, FORMATS)
     if args.place and args.results and args.place != args.results:
         raise CoopError(f"{args.place} and --results {args.results} name two folders: give one")
     results = args.place or args.results or Path("results")
@@ -346,7 +348,7 @@ def _table(args: argparse.Namespace) -> int:
     frame = select(with_difference(measured(runs, results), args.value), args.where)
     grid = make_table(frame, args.rows, args.columns, args.value)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() and not args.output else None
-    _put(render(grid, args.format, width), args.output)
+    _put(render(grid, form, width), args.output)
     return 0
 
 
@@ -363,16 +365,16 @@ def _add_words(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument("--metric", default="euclidean", help="euclidean or cosine")
     command.add_argument("--whole-words", action="store_true", help="leave out fragments, punctuation, special tokens")
     command.add_argument("--class", dest="class_name", help="only this class, of a class-specific context")
-    command.add_argument("--format", default="text", help="text, json or csv")
-    command.add_argument("--output", type=_output_file, help="write it to a file")
+    _add_output(command, "text, json or csv")
     _add_device(command)
 
 
 def _words(args: argparse.Namespace) -> int:
     from coop.report.words import context_words, render_words
 
+    form = _format(args, ("text", "json", "csv"))
     words = context_words(args.place, args.top, args.metric, args.whole_words, args.class_name, args.device)
-    _put(render_words(words, args.format), args.output)
+    _put(render_words(words, form), args.output)
     return 0
 
 
@@ -403,8 +405,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     help_classes = "other class names: a,b,c or a text file with one a line (not for class-specific contexts)"
     command.add_argument("--classes", type=_class_names, help=help_classes)
     command.add_argument("--top", type=int, default=5, help="classes per image (5)")
-    command.add_argument("--format", default="text", help="text, json or csv")
-    command.add_argument("--output", type=_output_file, help="write it to a file")
+    _add_output(command, "text, json or csv")
     _add_device(command)
 
 
@@ -412,12 +413,11 @@ def _predict(args: argparse.Namespace) -> int:
     """Classify every image that can be read; return 1 where one could not."""
     from coop.learned import Classifier, image_files
 
-    if args.format not in ("text", "json", "csv"):
-        raise unknown("format", args.format, ("text", "json", "csv"))
+    form = _format(args, ("text", "json", "csv"))
     files = image_files(args.images)
     classifier = Classifier.load(args.place, args.classes, args.device)
     predictions = list(classifier.predict_files(files, args.top))
-    _put(_render_predictions(predictions, args.format), args.output)
+    _put(_render_predictions(predictions, form), args.output)
     failed = [prediction for prediction in predictions if prediction.error]
     for prediction in failed:
         print(f"coop: {prediction.error}", file=sys.stderr)
@@ -503,6 +503,21 @@ def _add_overrides(command: argparse.ArgumentParser, text: str) -> None:
 
 def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def _add_output(command: argparse.ArgumentParser, formats: str) -> None:
+    command.add_argument("--format", help=f"{formats} (what --output ends in, else text)")
+    command.add_argument("--output", type=_output_file, help="write it to a file")
+
+
+def _format(args: argparse.Namespace, known: Sequence[str]) -> str:
+    """Return the format that is asked for, or that the ending of --output means. Raises CoopError for another one."""
+    ending = args.output.suffix.lower() if args.output else ""
+    meant = {".csv": "csv", ".json": "json", ".tex": "latex", ".md": "markdown"}.get(ending, "text")
+    form: str = args.format or (meant if meant in known else "text")
+    if form not in known:
+        raise unknown("format", form, known)
+    return form
 
 
 def _output_file(text: str) -> Path:

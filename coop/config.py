@@ -11,7 +11,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from coop.data.few_shot import Shots, check_validation
 from coop.data.spec import DatasetSpec, dataset_descriptions, describe_folder, load_description
 from coop.errors import CoopError, first_line, short, unknown
 from coop.io import cache_folder, resource_folder
-from coop.options import OPTIONS, PRECISIONS, MethodOptions, from_mapping, method_options
+from coop.options import OPTIONS, PRECISIONS, Augment, MethodOptions, Training, from_mapping, method_options
 
 PROTOCOLS = ("all_classes", "base_to_new", "cross_dataset", "domain_generalisation")
 GROUPS = {"dataset": "fashion_mnist", "backbone": "lit_lite", "method": "coop", "protocol": "all_classes"}
@@ -172,7 +172,7 @@ def check_keys(keys: Iterable[str]) -> None:
         elif head not in options and (rest or head not in _SETTINGS | GROUPS.keys()):
             close = get_close_matches(key, [*GROUPS, *_SETTINGS, *options], n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise CoopError(f"unknown key {short(key)}: {hint}All keys: coop run --help-keys")
+            raise CoopError(f"unknown key {short(key)}: {hint}'coop run --help-keys' lists all")
 
 
 def unused_keys(values: Mapping[str, Any]) -> dict[str, str]:
@@ -334,23 +334,51 @@ def config_text(config: RunConfig) -> str:
     return text
 
 
-def key_help() -> str:
-    """Return what every key means and what it is by default, as text."""
-    lines = [f"{group}={default}: one of {', '.join(group_choices(group))}" for group, default in GROUPS.items()]
-    lines += [f"{f.name}={_default(f)}: {f.metadata['help']}" for f in fields(RunSettings)]
+def key_help(asked: Sequence[str] = ()) -> str:
+    """Return what every key means and what it is by default, or that of the keys and methods that are `asked` for.
+
+    Raises CoopError for a key, or the method of `method=NAME`, that there is not.
+    """
+    keys = {name: _flat_defaults(kind()) for name, kind in OPTIONS.items()}
+    blocks = {"": [f"{group}={default}: one of {', '.join(group_choices(group))}" for group, default in GROUPS.items()]}
+    blocks[""] += [f"{f.name}={_default_text(f.default)}: {f.metadata['help']}" for f in fields(RunSettings)]
+    inside = {"dataset": DatasetSpec, "backbone": BackboneConfig, "protocol": ProtocolConfig, "augment": Augment}
+    blocks |= {f"{group}.KEY": _wrapped(kind) for group, kind in inside.items()}
+    blocks["training"] = _wrapped(Training)
     for name, kind in OPTIONS.items():
-        keys = {f.name: getattr(kind(), f.name) for f in fields(kind)}
-        flat = {k: v for k, v in keys.items() if not is_dataclass(v)}
-        for key, value in keys.items():
-            if is_dataclass(value):
-                flat |= {f"{key}.{inner}": v for inner, v in vars(value).items()}
-        lines += ["", f"method={name}", *textwrap.wrap(inspect.cleandoc(kind.__doc__ or ""), 116)]
-        lines += textwrap.wrap("Keys: " + ", ".join(f"{k}={_default_text(v)}" for k, v in flat.items()), 116)
-    return "\n".join(lines) + "\n"
+        listed = ", ".join(f"{key}={value}" for key, value in keys[name].items())
+        blocks[f"method={name}"] = [*_wrapped(kind), *textwrap.wrap(f"Keys: {listed}", 116)]
+    text = []
+    for word in asked:
+        key, _, value = word.partition("=")
+        check_keys([key])
+        if key == "method" and value:
+            text += [f"method={chosen_method({key: value})}", *blocks[f"method={value}"], ""]
+            continue
+        head, _, rest = key.partition(".")
+        text += [line for line in blocks[""] if line.startswith(f"{head}=")]
+        group = f"{head}.KEY" if f"{head}.KEY" in blocks else "training" if key in _flat_defaults(Training()) else ""
+        text += [f"{group}: {' '.join(blocks[group])}"] if group else []
+        for name, defaults in keys.items():
+            said = re.findall(rf"(?:^|(?<=[.;] ))[^.;]*`{key}[`=][^.;]*", " ".join(blocks[f"method={name}"]))
+            text += [f"method={name}: {'; '.join([f'{key}={defaults[key]}', *said])}"] if key in defaults else []
+        text.append("")
+    if not asked:
+        text = [line for title, lines in blocks.items() for line in ([title, *lines] if title else lines) + [""]]
+    return "\n".join(text[:-1]) + "\n"
 
 
-def _default(of: "Field[Any]") -> str:
-    return _default_text(of.default)
+def _wrapped(kind: type) -> list[str]:
+    return textwrap.wrap(" ".join(inspect.cleandoc(kind.__doc__ or "").split()), 116, break_on_hyphens=False)
+
+
+def _flat_defaults(options: MethodOptions) -> dict[str, str]:
+    """Return the keys of a method's options, nested ones with a dot, and the defaults as the command line has them."""
+    out: dict[str, str] = {}
+    for key, value in vars(options).items():
+        inner = {f"{key}.{name}": one for name, one in vars(value).items()} if is_dataclass(value) else {key: value}
+        out |= {name: _default_text(one) for name, one in inner.items()}
+    return out
 
 
 def _default_text(value: Any) -> str:

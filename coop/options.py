@@ -93,7 +93,11 @@ class Augment:
 
 @dataclass(frozen=True)
 class Training(MethodOptions):
-    """How a method is trained. `epochs=None` is the protocol's number for the shots; 0 leaves it untrained."""
+    """How a method is trained: by SGD with `momentum` and `weight_decay` unless its own help says otherwise.
+
+    `epochs=None` is the protocol's number for the shots (50 for 1, 100 for 2 and 4, else 200; 50 on ImageNet), 0 leaves
+    it untrained. `lr` falls to 0 along a cosine, after `warmup_epochs` epochs at `warmup_lr`. `batch_size`: images.
+    """
 
     epochs: int | None = None
     lr: float = 0.002
@@ -140,7 +144,11 @@ class ZeroShotOptions(MethodOptions):
 
 @dataclass(frozen=True)
 class CoOpOptions(Training):
-    """`ctx_init` words take the place of `n_ctx` random vectors; their number of tokens then is n_ctx."""
+    """`n_ctx` context vectors for all classes or, with `class_specific`, for each.
+
+    `ctx_position` of the class name: end, middle or front. `ctx_init` words take the place of `n_ctx` random vectors;
+    their number of tokens then is n_ctx.
+    """
 
     n_ctx: int | None = 16
     ctx_position: str = "end"
@@ -1072,6 +1080,15 @@ class _Options(Mapping[str, type[MethodOptions]]):
 
 
 OPTIONS: Mapping[str, type[MethodOptions]] = _Options()
+METHOD_NAMES = {  # what papers call them; the others are called what `method=` has
+    "zero_shot": "zero-shot", "waffle": "WaffleCLIP", "linear_probe": "linear probe", "clap": "CLAP",
+    "taskres": "TaskRes", "lp_plus_plus": "LP++", "cross_modal": "Cross-Modal", "gda": "GDA", "prolip": "ProLIP",
+    "linear_adapter": "linear adapter", "coop": "CoOp", "cocoop": "CoCoOp", "kgcoop": "KgCoOp", "prograd": "ProGrad",
+    "prompt_ensemble": "prompt ensemble", "clip_adapter": "CLIP-Adapter", "tip_adapter": "Tip-Adapter",
+    "tip_adapter_f": "Tip-Adapter-F", "ape": "APE", "ape_t": "APE-T", "deep_text": "deep text prompts", "vpt": "VPT",
+    "ivlp": "IVLP", "maple": "MaPLe", "promptsrc": "PromptSRC", "tcp": "TCP", "clip_lora": "CLIP-LoRA",
+    "two_stage": "2SFS", "mma": "MMA", "mmrl": "MMRL",
+}  # fmt: skip
 
 
 @cache

@@ -111,7 +111,7 @@ def drawn_images(dataset: str, drawn: Iterable[tuple[Any, int]]) -> float:
 
 def main(names: Sequence[str]) -> None:
     """Print a row for each study."""
-    shown = [name for name in study_names() if name != "demo"]  # measured: it has a backbone of its own
+    shown = [name for name in study_names() if name not in ("demo", "methods")]  # measured; has methods without a rate
     costs = {name: cost(run.key for run in planned_runs(load_study(name))) for name in names or shown}
     rows = [(name, c.runs, c.images, c.encoding / 1000, c.steps, c.cpu, c.gpu) for name, c in costs.items()]
     headers = ["study", "runs", "views", "TFLOP", "steps", "CPU hours", "original, RTX 3090, hours"]

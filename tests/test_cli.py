@@ -68,6 +68,15 @@ def test_one_run_and_all_that_follows(
     (predicted,) = json.loads(capsys.readouterr().out)
     assert {name for name, _ in predicted["classes"]} == {"sky", "sea"}
     assert sum(p for _, p in predicted["classes"]) == pytest.approx(1)
+    for command, ending, begins in (
+        (["predict", str(folder), str(images[0])], "csv", "image,rank,class,probability,error\n"),
+        (["words", str(folder)], "json", "[\n"),
+        (["table", str(tmp_path / "results")], "tex", "\\begin{tabular}"),
+        (["table", str(tmp_path / "results")], "md", "| dataset"),
+        (["table", str(tmp_path / "results")], "txt", "dataset "),
+    ):
+        assert main([*command, "--output", str(tmp_path / f"out.{ending}")]) == 0
+        assert (tmp_path / f"out.{ending}").read_text().startswith(begins)
 
 
 def test_a_sweep_goes_on_where_it_stopped(

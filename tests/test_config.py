@@ -39,6 +39,20 @@ def test_no_default_stands_twice() -> None:
     assert all(f"{group}={default}: one of" in text for group, default in GROUPS.items())
 
 
+def test_every_key_has_a_help_of_its_own() -> None:
+    """With the default of each method that has it; what is no key is an error with the closest match."""
+    for kind in OPTIONS.values():
+        for option in fields(kind):
+            assert option.name in key_help([option.name if option.name != "augment" else "augment.views"])
+    lines = key_help(["epochs", "seed"]).splitlines()
+    assert "method=cocoop: epochs=10" in lines and lines[-1].startswith("seed=1: ") and "50 for 1" in lines[0]
+    assert not any(line.startswith("method=zero_shot") for line in lines)
+    assert "ratio=0.2" in key_help(["method=clip_adapter"]) and "`root`" in key_help(["dataset.root"])
+    for wrong, close in (("epoch", "epochs"), ("method=cop", "coop")):
+        with pytest.raises(CoopError, match=close):
+            key_help([wrong])
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -73,6 +73,28 @@ def test_the_page_never_scrolls_sideways(page: Driver, width: int) -> None:
     assert wide == []
 
 
+def test_a_table_that_is_wider_than_the_screen_says_so(page: Driver) -> None:
+    """Whatever it holds: numbers, words, confusions. On a desk's screen none of these does."""
+    script = """return [...document.querySelectorAll('.scroll')].filter(one => one.checkVisibility()).map(one => [
+        one.scrollWidth > one.clientWidth + 1, one.previousElementSibling.checkVisibility()
+        && one.previousElementSibling.textContent.includes('sideways')])"""
+    for width, some in ((390, True), (1920, False)):
+        look(page, width=width)
+        found = page.execute_async_script(
+            f"requestAnimationFrame(() => setTimeout(() => arguments[0]((() => {{{script}}})())))"
+        )
+        assert len(found) > 3 and all(wide == told for wide, told in found)
+        assert any(wide for wide, _ in found) == some
+
+
+def test_names_on_a_phone_are_those_of_the_desk(page: Driver) -> None:
+    look(page, width=390)
+    script = (
+        "return [...document.querySelectorAll('[data-outer]')].map(one => getComputedStyle(one, '::before').content)"
+    )
+    assert '"Caltech101"' in page.execute_script(script)
+
+
 def test_printing(page: Driver) -> None:
     """All datasets are on paper, all lists open; nothing to press; no table is wider than its sheet."""
     pdf = base64.b64decode(page.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])

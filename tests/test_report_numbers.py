@@ -9,11 +9,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from coop.config import group_choices
+from coop.options import OPTIONS
 from coop.report.figures import make_bars, make_curves
 from coop.report.frame import Value, planned, with_difference
 from coop.report.published import COLUMNS, Publications
 from coop.report.summary import facts, missing_runs, sentences
-from coop.report.tables import Grid, make_grid, to_latex, to_text
+from coop.report.tables import Grid, make_grid, shown, to_latex, to_text
 from coop.runs.key import RunKey
 from coop.runs.store import StoredRun
 from coop.runs.study import CurvesPart, GainsPart
@@ -286,8 +288,24 @@ def test_the_head_says_what_was_run() -> None:
     plan, runs, _ = study_of([*gone, ("food101", "zero-shot", 0, 0)])
     found = dict(facts(planned(plan, runs, RESULTS), "coop report few_shot"))
     assert found["datasets"] == "2 of 3: DTD, EuroSAT" and found["seeds"] == "1, 2, 3" and found["shots"] == "1, 4"
-    assert found["backbone"] == "RN50 (RN50, openai)" and found["command"] == "coop report few_shot"
+    assert found["backbone"] == "RN50 (openai)" and found["command"] == "coop report few_shot"
     assert "0.002" in found["learning rate"] and "min4" in found["validation"] and "probe" in found["validation"]
+
+
+def test_the_head_has_no_digest_and_names_the_test_view() -> None:
+    """Weights from a file are known by a digest; no random views are the test view."""
+    about = {"backbone": "own", "architecture": "ViT-B-32", "pretrained": "0123456789abcdef", "augment.views": 0}
+    plan, runs, _ = study_of(**about)
+    found = dict(facts(planned(plan, runs, RESULTS), ""))
+    assert found["backbone"] == "own (ViT-B-32)" and found["views of an image"] == "the test view"
+
+
+def test_everything_has_the_name_that_papers_give_it() -> None:
+    for name in (*OPTIONS, *group_choices("backbone"), *group_choices("dataset")):
+        assert "_" not in shown("dataset", name) or name == "lit_lite", name
+    grid = grid_of(frame_of())
+    assert grid.title == "Accuracy by dataset and series"
+    assert to_text(grid, 200).split()[:2] == ["dataset", "series"]
 
 
 def test_nothing_at_all_is_a_report_too() -> None:

@@ -54,7 +54,16 @@ class Expected:
 
 @dataclass
 class DatasetSpec:
-    """A dataset as its YAML file, and the user's overrides of it, describe it."""
+    """A dataset as its YAML file, and the user's overrides of it, describe it.
+
+    `root`: the dataset's folder, instead of its `directory` below data_root. `images`: the image folder in it.
+    `template`: the hand-written prompt, with {} for the class name. `name`: what results call it. `split_file`: a split
+    file in the official layout; `split_seed`: of the split that is made where there is none. `class_names`: a file of
+    names; `clean_names`: make names readable. `rename`: {class folder: class name}; `ignore`: class folders left out.
+    `layout` of dataset=folder: flat (class folders), parts (train, val, test) or auto. `file`: the CSV of dataset=csv.
+    `source` of dataset=hub: torchvision:NAME or huggingface:ORG/NAME. `follow_links`: links may lead out of the folder.
+    The other keys are for descriptions in datasets/.
+    """
 
     name: str
     reader: str  # how to read it where there is no split file: a name in `coop.data.layouts.READERS`

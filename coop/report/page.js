@@ -218,7 +218,12 @@ for (const filter of all('.filter')) {
 const sideways = new ResizeObserver(entries => entries.forEach(({ target }) => {
   target.previousElementSibling.hidden = target.scrollWidth <= target.clientWidth + 1;
 }));
-all('.sideways + .scroll').forEach(scroll => sideways.observe(scroll));
+for (const scroll of all('.scroll')) {
+  const note = make('p', 'The table is wider than the page: scroll it sideways.', null, 'sideways note');
+  note.hidden = true;
+  scroll.before(note);
+  sideways.observe(scroll);
+}
 
 // The page: light and dark, one dataset at a time, commands to copy, where the reader is, all open on paper.
 const root = document.documentElement, theme = document.getElementById('theme');

@@ -35,7 +35,7 @@ from coop.report.figures import (
 )
 from coop.report.frame import Published, Value
 from coop.report.summary import Missing
-from coop.report.tables import DAGGER, Grid, shown
+from coop.report.tables import DAGGER, Grid, key_name, shown
 from coop.report.words import Words, word_text
 
 HERE = Path(__file__).resolve().parent
@@ -141,8 +141,8 @@ def render_page(report: Report) -> str:
     charts = _Charts(styles_of(report.parts))
     made = sections(report)
     return environment.get_template("page.html").render(
-        report=report, sections=made, highlights=highlights(report), charts=charts, sources=charts.sources,
-        shown=shown, split_classes=split_classes, class_spans=class_spans, decimals_of=decimals_of, dagger=DAGGER,
+        report=report, sections=made, highlights=highlights(report), charts=charts, sources=charts.sources, shown=shown,
+        key_name=key_name, split_classes=split_classes, class_spans=class_spans, decimals_of=decimals_of, dagger=DAGGER,
         policy=policy, script=Markup(script), style=Markup((HERE / "page.css").read_text(encoding="utf-8") + colours()),
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """What a report says in words: what was run, what was found, and what is missing with the command that does it."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -64,6 +65,9 @@ def facts(frame: pd.DataFrame, command: str) -> list[tuple[str, str]]:
         out.append(("protocol", ", ".join(dict.fromkeys(str(name).replace("_", " ") for name in runs["protocol"]))))
     trained = frame[frame["shots"].map(lambda shots: shots != 0)].drop_duplicates(["label", "run_id"])
     out.append(("shots", _values(trained["shots"])))
+    if "augment.views" in trained:
+        views = trained["augment.views"].map(lambda number: "the test view" if number == 0 else number)
+        trained = trained.assign(**{"augment.views": views})
     out += [(name, _by_series(trained, key)) for key, name in FACTS.items() if key in trained]
     out.append(("validation", _by_series(frame, "validation") or "nothing is chosen on validation images"))
     seeds = done.loc[done["shots"].map(lambda shots: shots != 0), "seed"]
@@ -72,12 +76,14 @@ def facts(frame: pd.DataFrame, command: str) -> list[tuple[str, str]]:
 
 
 def _weights(row: Mapping[Any, Any]) -> str:
-    words = [str(row[key]) for key in ("architecture", "pretrained") if row.get(key) and row[key] != row["backbone"]]
+    names = (str(row["backbone"]), shown("backbone", str(row["backbone"])))
+    found = [str(row[key]) for key in ("architecture", "pretrained") if row.get(key) and row[key] not in names]
+    words = [word for word in found if not re.fullmatch("[0-9a-f]{16}", word)]  # the digest of a file
     return f"({', '.join(words)})" if words else ""
 
 
-def _values(column: Iterable[Any]) -> str:
-    found = list(dict.fromkeys(value for value in column if value is not None))
+def _values(column: "pd.Series[Any]") -> str:
+    found = list(dict.fromkeys(column.dropna()))
     numbers = [value for value in found if isinstance(value, int | float)]
     words = [str(value) for value in found if not isinstance(value, int | float)]
     return ", ".join([*(text_of(value) for value in sorted(numbers)), *words])

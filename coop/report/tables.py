@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from coop.errors import CoopError, unknown
+from coop.options import METHOD_NAMES
 from coop.report.frame import (
     AVERAGE,
     NOT_SETTINGS,
@@ -39,13 +40,10 @@ NAMES = {  # what people call what the command line names; the others stay as th
     "oxford_flowers": "Oxford Flowers", "food101": "Food101", "fgvc_aircraft": "FGVC Aircraft", "sun397": "SUN397",
     "dtd": "DTD", "eurosat": "EuroSAT", "ucf101": "UCF101", "imagenetv2": "ImageNetV2", "imagenet_a": "ImageNet-A",
     "imagenet_sketch": "ImageNet-Sketch", "imagenet_r": "ImageNet-R", "fashion_mnist": "Fashion-MNIST",
-    "rn50": "RN50", "rn101": "RN101", "vit_b32": "ViT-B/32", "vit_b16": "ViT-B/16", "vit_l14": "ViT-L/14",
-    "harmonic_mean": "harmonic mean", "zero_shot": "zero-shot", "linear_probe": "linear probe", "coop": "CoOp",
-    "cocoop": "CoCoOp", "kgcoop": "KgCoOp", "prograd": "ProGrad", "prompt_ensemble": "prompt ensemble",
-    "clip_adapter": "CLIP-Adapter", "tip_adapter": "Tip-Adapter", "tip_adapter_f": "Tip-Adapter-F", "clap": "CLAP",
-    "task_residual": "TaskRes", "cross_modal": "Cross-Modal", "lp_plus_plus": "LP++", "gda": "GDA", "ape": "APE",
-    "prolip": "ProLIP", "tcp": "TCP", "vpt": "VPT", "ivlp": "IVLP", "maple": "MaPLe", "promptsrc": "PromptSRC",
-    "clip_lora": "CLIP-LoRA", "two_stage": "2SFS", "mma": "MMA", "mmrl": "MMRL",
+    "rn50": "RN50", "rn101": "RN101", "rn50x4": "RN50x4", "rn50x16": "RN50x16", "vit_b32": "ViT-B/32",
+    "vit_b16": "ViT-B/16", "vit_l14": "ViT-L/14", "vit_b16_laion2b": "ViT-B/16 (LAION-2B)",
+    "vit_b16_datacomp": "ViT-B/16 (DataComp)", "vit_b16_siglip": "ViT-B/16 (SigLIP)",
+    "harmonic_mean": "harmonic mean", **METHOD_NAMES,
 }  # fmt: skip
 COMPARED = ("dataset", "backbone", "protocol", "shots")  # rows that are the same in these compete for the best number
 NAMED_KEYS = ("dataset", "target", "method", "backbone", "column")
@@ -84,6 +82,11 @@ class Grid:
 def shown(key: str, text: str) -> str:
     """Return a dataset, method or backbone as people call it."""
     return ", ".join(NAMES.get(part, part) for part in text.split(", ")) if key in NAMED_KEYS else text
+
+
+def key_name(key: str) -> str:
+    """Return a column of the frame as tables name it."""
+    return "series" if key == "label" else key
 
 
 def make_grid(
@@ -142,7 +145,7 @@ def _grid(
                 published.mark_shown(about)
     return Grid(
         id=id,
-        title=title or f"{metric_name(value).capitalize()} by {' and '.join(rows)}",
+        title=title or f"{metric_name(value).capitalize()} by {' and '.join(map(key_name, rows))}",
         keys=tuple(rows),
         columns=tuple(names),
         rows=tuple((row, tuple(values.get((row, column)) for column in names)) for row in headers),
@@ -323,7 +326,7 @@ def _texts(grid: Grid, display: bool = False) -> pd.DataFrame:
         for row, values in grid.rows
     ]  # fmt: skip
     columns = [shown("column", name) if display else name for name in grid.columns]
-    return pd.DataFrame(rows, columns=[*grid.keys, *columns], dtype=object)
+    return pd.DataFrame(rows, columns=[*map(key_name, grid.keys), *columns], dtype=object)
 
 
 def to_text(grid: Grid, width: int | None = None) -> str:

@@ -23,7 +23,7 @@ from yaml import YAMLError
 from coop.config import RunConfig, check_keys, run_config
 from coop.errors import CoopError, first_line, unknown
 from coop.io import resource_folder
-from coop.options import OPTIONS, from_mapping
+from coop.options import METHOD_NAMES, OPTIONS, from_mapping
 from coop.runs.grid import applied, combinations, parse, word
 from coop.runs.key import RunKey, flat
 from coop.runs.protocol import protocol_named
@@ -292,7 +292,7 @@ def planned_runs(study: Study, overrides: Sequence[str] = ()) -> list[PlannedRun
 
 
 def _fill(label: str, key: RunKey, study: str) -> str:
-    """Return a series' label with each {key} replaced by the run's value."""
+    """Return a series' label with each {key} replaced by the run's value, a method by its papers' name."""
     if "{" not in label:
         return label
     values = key.columns()
@@ -300,7 +300,8 @@ def _fill(label: str, key: RunKey, study: str) -> str:
     def value(match: re.Match[str]) -> str:
         if match[1] not in values:
             raise CoopError(f"study {study}: the label '{label}' asks for {match[0]}, which {key.method} lacks")
-        return str(values[match[1]])
+        text = str(values[match[1]])
+        return METHOD_NAMES.get(text, text) if match[1] == "method" else text
 
     return re.sub(r"\{([\w.]+)\}", value, label)
 
