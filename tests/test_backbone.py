@@ -191,6 +191,7 @@ def test_random_weights_must_be_asked_for(architecture: str, tag: str, tiny_json
         load_backbone(architecture or tiny_json)
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_here_and_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One try, and where to put the file by hand; a file there is taken."""
     monkeypatch.setenv("COOP_CACHE", str(tmp_path))

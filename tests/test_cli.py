@@ -156,7 +156,7 @@ def test_base_to_new(arguments: list[str], tmp_path: Path, capsys: pytest.Captur
         (["protocol=cross_dataset", "protocol.targets=[dtdd]"], ["dtdd", "dtd"]),
         (["n_ctx=30"], ["n_ctx=30", "24"]),
         (["lr=.inf"], ["lr"]),
-        (["lr=1e30", "shots=4"], ["not finite", "lower lr"]),
+        pytest.param(["lr=1e30", "shots=4"], ["not finite", "lower lr"], marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_is_one_sentence(

@@ -4,6 +4,9 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow  # every test starts a process that imports torch
 SHOW = """
 import os, sys
 from coop.machine import available_cores, prepare_process

@@ -86,6 +86,7 @@ def test_logit_scale_is_kept_below_a_hundred() -> None:
     assert model.logit_scale.exp().item() == pytest.approx(100)
 
 
+@pytest.mark.slow
 def test_interrupted_run_ends_with_the_same_weights(folder: Path, tmp_path: Path) -> None:
     """Augmentation, captions and batches go on as if nothing had happened."""
     whole = trained(folder, tmp_path / "whole", SCHEDULE)
@@ -232,6 +233,7 @@ class Malicious:
         return self.call, self.arguments
 
 
+@pytest.mark.slow
 def test_damaged_and_malicious_checkpoints_are_named_and_never_executed(folder: Path, tmp_path: Path) -> None:
     trained(folder, tmp_path, SCHEDULE)
     whole = (tmp_path / CHECKPOINT).read_bytes()
