@@ -51,7 +51,7 @@ def cache_folder() -> Path:
 
 def check_writable(path: Path) -> None:
     """Raise OSError if `path`, a file or a folder to be, cannot be made where it is named."""
-    whole = Path(os.path.realpath(path))
+    whole = _followed(path)
     directly = whole.exists() and not whole.is_file()  # a folder, a device, a pipe
     place = whole if directly else next(parent for parent in whole.parents if parent.exists())
     if not directly and not place.is_dir():
@@ -74,7 +74,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     if not stat.S_ISREG(mode):
         yield from _written_directly(path)
         return
-    path = Path(os.path.realpath(path))
+    path = _followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary = path.with_name(f"{_prefix(path)}{uuid.uuid4().hex[:8]}{TEMPORARY}")
@@ -88,6 +88,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise _as_os_error(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _followed(path: Path) -> Path:
+    """Return where symbolic links lead; OSError for a link that leads to itself."""
+    path = Path(os.path.realpath(path))
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return path
 
 
 def _prefix(path: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from coop.config import described as described_by
 from coop.data import DatasetSpec, parse_description
 from coop.data.prepare import extract, prepare_dataset
 from coop.data.spec import Download, OfficialSplit
@@ -125,6 +126,10 @@ def test_prepare_fetches_unpacks_and_does_nothing_twice(tmp_path: Path) -> None:
         again: list[str] = []
         assert prepare_dataset(description, tmp_path, again.append)
         assert server.requests == [] and all(line.endswith(": there") for line in again)
+        left = tmp_path / "mini" / ".prepare"  # as a call leaves it that is killed before it has tidied up
+        (left / "n.zip.unpacked" / "images").mkdir(parents=True)
+        (left / "n.zip").write_bytes(nested)
+        assert prepare_dataset(description, tmp_path, again.append) and not left.exists()
 
 
 def test_one_failure_is_said_and_the_others_go_on(tmp_path: Path) -> None:
@@ -182,3 +187,9 @@ def test_a_download_without_checksum_that_does_not_unpack_is_fetched_anew(tmp_pa
 def test_a_description_with_downloads_is_plain_data() -> None:
     mapping = {"name": "m", "reader": "folder", "template": "{}", "downloads": [{"url": "u", "creates": "c"}]}
     assert parse_description(json.loads(json.dumps(mapping))).downloads == [Download("u", "c")]
+
+
+def test_a_null_is_taken_as_it_is_given() -> None:
+    assert described_by("eurosat", {"official_split": None}).official_split is None
+    with pytest.raises(CoopError, match="template"):
+        described_by("eurosat", {"template": None})

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from coop.cli import main
 from coop.errors import CoopError
-from coop.io import STALE_SECONDS, atomic_write, track, write_text
+from coop.io import STALE_SECONDS, atomic_write, check_writable, track, write_text
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -49,6 +49,16 @@ def test_a_symbolic_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
     dangling.symlink_to(tmp_path / "there" / "later")
     write_text(dangling, "made")
     assert dangling.is_symlink() and (tmp_path / "there" / "later").read_text() == "made"
+
+
+def test_a_symbolic_link_to_itself_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(link)
+    for write in (check_writable, lambda path: atomic_write(path).__enter__()):
+        with pytest.raises(OSError) as refused:
+            write(link)
+        assert refused.value.errno == errno.ELOOP
+    assert link.is_symlink() and not list(tmp_path.glob(".*"))
 
 
 def test_devices_and_pipes_stay_what_they_are(tmp_path: Path) -> None:

@@ -77,7 +77,12 @@ def prepare_dataset(spec: DatasetSpec, data_root: Path, say: Callable[[str], Non
                 say(f"no own split either: {error}")
         if spec.reader == "hub" and find_split_file(spec, folder) is None:
             say(f"{export(spec, folder).name}: written, with the images in {spec.images}")
-    done = is_complete(spec, folder)
+        done = is_complete(spec, folder)
+        for left in work.iterdir() if done and not failures else ():  # of calls that were killed
+            if left.is_dir():
+                shutil.rmtree(left)
+            elif left.name != "lock":
+                left.unlink()
     if spec.manual and not done:
         say(f"By hand, in {folder}: {spec.manual}")
     return not failures and done

@@ -108,7 +108,7 @@ def parse_description(mapping: Mapping[str, Any]) -> DatasetSpec:
     try:
         spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DatasetSpec), dict(mapping)))
     except OmegaConfBaseException as error:
-        message = reason(Exception(str(error).splitlines()[0]))
+        message = f"{error.full_key or 'it'}: {reason(Exception(str(error).splitlines()[0]))}"
         raise CoopError(f"the description of dataset {shortened(mapping.get('name'))} is wrong: {message}") from error
     assert isinstance(spec, DatasetSpec)
     for key, value in vars(spec).items():
@@ -143,14 +143,13 @@ def dataset_descriptions() -> dict[str, Path]:
 
 
 def load_description(name: str, /, **overrides: Any) -> DatasetSpec:
-    """Return the description called `name`, with the overrides that are not None."""
+    """Return the description called `name`, with the overrides."""
     files = dataset_descriptions()
     if name not in files:
         raise unknown("dataset", name[:80], files)
     mapping = OmegaConf.to_container(OmegaConf.load(files[name]))
     assert isinstance(mapping, dict)
-    given = {key: value for key, value in overrides.items() if value is not None}
-    return parse_description({**{str(key): value for key, value in mapping.items()}, **given})
+    return parse_description({**{str(key): value for key, value in mapping.items()}, **overrides})
 
 
 def describe_folder(path: str | Path, taken: Collection[str] = (), **overrides: Any) -> DatasetSpec:

@@ -5,8 +5,8 @@
     python -m experiments.campaign --part kills --first 317 --count 1   # one trial again
 
 Parts: kills (at every file operation, and at random), faults (a system that refuses), places (full, read-only, of the
-wrong kind), fuzz (files and words that no
-reader expects), cache (processes that share one, of which one is killed), extremes (of numbers), repeat (equal runs).
+wrong kind), fuzz (files and words that no reader expects), cache (processes that share one, of which one is killed),
+extremes (of numbers), repeat (equal runs).
 Prints how many trials were tried, survived and failed, and each failure with the seed that repeats it.
 """
 

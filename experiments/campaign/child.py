@@ -25,6 +25,8 @@ TIME_LIMIT = 60.0  # seconds: longer is a hang
 LONGEST = 2000  # letters of a line of an error message
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
+REMOVALS = {"os.remove", "os.rmdir", "shutil.rmtree"}
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LISTINGS = {"os.listdir", "os.scandir"}
 PROGRAMS = {"os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pty.spawn"}
 DEVICES = ("/dev/null", "/dev/tty", "/dev/shm/", "/proc/self/")
@@ -165,7 +167,7 @@ def _be_child(
         sys.stdout = os.fdopen(1, "w", closefd=False)
         sys.stderr = os.fdopen(2, "w", closefd=False)
         os.environ.update(environment)
-        tempfile.tempdir = None  # the parent's
+        tempfile.tempdir = os.environ.get("TMPDIR")  # not the parent's, and no search for one that can be written
         os.chdir(folder)
         sys.argv = ["coop", *words]
         if file_limit is not None:
@@ -220,6 +222,8 @@ def _watch(guarded: str, fault: Fault, note: int) -> Callable[[str, tuple[Any, .
             f"op {'' if writes else 'read '}{event} {inside[:200]!r}\n".encode("utf-8", "backslashreplace"),
         )
         if fault.at and (count == fault.at or (fault.lasting and count > fault.at)):
+            if fault.error in FULL and event in REMOVALS:
+                return  # what is full lets go of files
             if fault.error is not None:
                 raise OSError(fault.error, os.strerror(fault.error), os.fsdecode(path))
             os.killpg(0, signal.SIGKILL)

@@ -13,7 +13,7 @@ METHODS = {
     "zero_shot": ("method=zero_shot",),
     "coop": TRAINED,
     "linear_probe": ("method=linear_probe", "shots=2"),
-    "tip_adapter": ("method=tip_adapter", "shots=2"),
+    "tip_adapter": ("method=tip_adapter", "shots=2", "search_step=[10,5]"),
 }
 CLASSES = 5000
 

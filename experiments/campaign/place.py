@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +23,13 @@ CONFIG = {
 COLOURS = {"red cup": (200, 30, 30), "green_leaf": (30, 200, 30), "blue car": (30, 30, 200)}
 TRAINED = ("method=coop", "epochs=2", "augment.views=2", "n_ctx=4")
 SWEEP = ("-m", "method=zero_shot,coop", "shots=1,2", "seed=1,2", *TRAINED[1:])
-LEFTOVERS = ("*.tmp", "*.partial", "*.attempt*", ".*.tmp")
+LEFTOVERS = ("*.tmp", "*.part", "*.partial", "*.attempt*", ".*.tmp", ".prepare")
 
 Main = Callable[[Sequence[str]], int | None]
 
 
 def write_world(folder: Path) -> None:
-    """Write `tiny.json`, `tiny.pt`, `images/{train,val,test}/CLASS/`, `pairs.csv` and `images.csv` into `folder`."""
+    """Write `tiny.json`, `tiny.pt`, `images/{train,val,test}/CLASS/`, `pairs.csv`, `images.csv` and `colours.zip`."""
     folder.mkdir(parents=True)
     (folder / "tiny.json").write_text(json.dumps(CONFIG))
     torch.save(tiny_model().state_dict(), folder / "tiny.pt")
@@ -40,6 +43,7 @@ def write_world(folder: Path) -> None:
                 Image.fromarray(pixels).save(folder / "images" / part / name / f"{i}.png")
                 rows.append(f"{part}/{name}/{i}.png,{label},{name},{part}")
                 pairs.append(f"images/{part}/{name}/{i}.png,a {name}")
+    shutil.make_archive(str(folder / "colours"), "zip", folder, "images/train")
     (folder / "images.csv").write_text("\n".join(rows) + "\n")
     (folder / "pairs.csv").write_text("\n".join(pairs) + "\n")
 
@@ -127,6 +131,18 @@ class World:
             "workers=0",
             "device=cpu",
         ]
+
+
+def serve(folder: Path) -> str:
+    """Serve a folder's files for as long as this process lives; return the address."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
 
 
 def leftovers(case: Path) -> list[str]:
