@@ -329,7 +329,9 @@ def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument("--results", type=Path, help="the same")
     command.add_argument("--rows", type=_names, help="keys, e.g. dataset,method,n_ctx (default: all that differ)")
     command.add_argument("--columns", type=_names, help="keys (default: shots)")
-    command.add_argument("--value", default="accuracy", help="accuracy, macro_f1, ece or mean_confidence")
+    command.add_argument(
+        "--value", default="accuracy", help="accuracy, mean_per_class_accuracy, macro_f1, ece, mean_confidence"
+    )
     command.add_argument("--where", action="append", default=[], metavar="KEY=A,B", help="only these runs; repeatable")
     _add_output(command, "text, markdown, csv or latex")
 
@@ -411,11 +413,14 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _predict(args: argparse.Namespace) -> int:
     """Classify every image that can be read; return 1 where one could not."""
-    from coop.learned import Classifier, image_files
+    from coop.learned import Classifier, image_files, learned_path
+    from coop.runs.store import stored_run
 
     form = _format(args, ("text", "json", "csv"))
     files = image_files(args.images)
     classifier = Classifier.load(args.place, args.classes, args.device)
+    if stored_run(learned_path(args.place).parent).validation["rule"] == "test":
+        print("coop: the run's settings were chosen on its test images: its accuracy is too good", file=sys.stderr)
     predictions = list(classifier.predict_files(files, args.top))
     _put(_render_predictions(predictions, form), args.output)
     failed = [prediction for prediction in predictions if prediction.error]

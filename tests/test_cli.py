@@ -204,18 +204,33 @@ def test_a_run_from_python_is_the_command_s(arguments: list[str], tmp_path: Path
     assert all(getattr(coop, name) is not None for name in coop.__all__)
 
 
-def test_validation_is_part_of_what_a_run_is(arguments: list[str], tmp_path: Path, place: Path) -> None:
-    """Images are counted by hand: 4, 2 and 5 of each of three classes are train, val and test."""
+def test_validation_is_part_of_what_a_run_is(
+    arguments: list[str], tmp_path: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images are counted by hand: 4, 2 and 5 of each of three classes are train, val and test.
+
+    What was chosen on the test images is said of that run alone: in the sweep, the table and with its predictions.
+    """
     words = [word for word in arguments if not word.startswith("epochs=")]
     rules = {"none": 0, "min4": 3, "shots": 3, "full": 6, "test": 15}
     asked = f"validation={','.join(rules)}"
     alpha = ["alpha=1", "beta=1"]
     assert main(["run", "-m", *words, "method=tip_adapter", "shots=1", asked]) in (0, 1)
+    printed = capsys.readouterr()
+    swept = printed.out + printed.err
     found = {run.key.validation: run for run in stored_runs(tmp_path / "results") if run.key and run.state == "done"}
     assert found.keys() - {"none"} == rules.keys() - {"none"}
     for rule, run in found.items():
         assert run.validation["rule"] == rule and run.validation["images"] == rules[str(rule)]
         assert (TUNED_ON_TEST in run.notes) is (rule == "test")
+        lines = [line for line in swept.splitlines() if f"validation-{rule}" in line and " %" in line]
+        assert all(("chosen on the test images" in line) is (rule == "test") for line in lines)
+        assert lines or rule in ("none", "min4")
+        image = str(next((place / "images").rglob("*.png")))
+        assert main(["predict", str(run.folder), image]) == 0
+        assert ("chosen on its test images" in capsys.readouterr().err) is (rule == "test")
+    assert main(["table", str(tmp_path / "results")]) == 0
+    assert "†" in capsys.readouterr().out
     assert main(["run", *words, "method=tip_adapter", "shots=1", *alpha, f"results={tmp_path / 'fixed'}"]) == 0
     (fixed,) = stored_runs(tmp_path / "fixed")
     assert fixed.validation == {"rule": None, "images": 0, "settings_tried": 1}

@@ -15,7 +15,7 @@ from coop.report.figures import make_bars, make_curves
 from coop.report.frame import Value, planned, with_difference
 from coop.report.published import COLUMNS, Publications
 from coop.report.summary import facts, missing_runs, sentences
-from coop.report.tables import Grid, make_grid, shown, to_latex, to_text
+from coop.report.tables import Grid, make_grid, shown, to_latex, to_markdown, to_text
 from coop.runs.key import RunKey
 from coop.runs.store import StoredRun
 from coop.runs.study import CurvesPart, GainsPart
@@ -254,6 +254,25 @@ def test_settings_chosen_on_test_images_say_so_everywhere() -> None:
     found = sentences(frame, "CoOp")
     assert any("probe" in one and "validation=test" in one for one in found)
     assert not any("probe is the best" in one for one in found)
+
+
+def test_zero_shot_has_its_mean_per_class_accuracy_beside_its_accuracy() -> None:
+    """Where both differ, in a note of every form of the table; recorded, or made from the classes' accuracies."""
+    classes = {"accuracy": 0.75, "macro_f1": 0.5, "ece": 0.1, "mean_confidence": 0.5, "n": 4}
+    unbalanced = classes | {"per_class_accuracy": {"cat": 1.0, "dog": 0.0, "fish": None}}
+    plan, runs, _ = study_of()
+    runs = [
+        run_of(run.key, {"dtd": unbalanced | ({} if run.key.shots else {"mean_per_class_accuracy": 0.55})})
+        if run.key and run.key.dataset == "dtd"
+        else run
+        for run in runs
+    ]
+    frame = with_difference(planned(plan, runs, RESULTS), "mean_per_class_accuracy")
+    of_dtd = frame[(frame["dataset"] == "dtd") & (frame["label"] == "CoOp")]
+    assert of_dtd["mean_per_class_accuracy"].unique() == [0.5] and of_dtd["difference"].round(6).unique() == [-0.05]
+    (note,) = [note for note in grid_of(frame).notes if "mean per-class accuracy" in note]
+    assert note.endswith("Caltech101: dtd 55.0")
+    assert note in to_text(grid_of(frame)) and note in to_markdown(grid_of(frame))
 
 
 def test_missing_runs_come_with_their_command() -> None:

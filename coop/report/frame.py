@@ -21,7 +21,10 @@ from coop.runs.store import METRICS, StoredRun
 
 Plan = Sequence[tuple[str, RunKey, Sequence[str]]]  # planned runs: label, key, the columns that they report
 State = Literal["done", "partial", "missing", "failed"]
-METRIC_NAMES = {"macro_f1": "macro F1", "ece": "expected calibration error", "mean_confidence": "mean confidence"}
+METRIC_NAMES = {
+    "mean_per_class_accuracy": "mean per-class accuracy", "macro_f1": "macro F1", "ece": "expected calibration error",
+    "mean_confidence": "mean confidence",
+}  # fmt: skip
 AVERAGE, OWN = "average", "own test set"  # of an average: in place of a dataset's name, and of the target of that name
 SETTINGS_LAST = ("label", "dataset", "backbone", "precision", "protocol", "method", "shots", "target")
 NOT_SETTINGS = {

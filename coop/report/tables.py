@@ -29,6 +29,7 @@ from coop.report.frame import (
     where,
 )
 from coop.report.published import Publications
+from coop.runs.store import PER_CLASS
 
 if TYPE_CHECKING:
     from coop.runs.study import TablePart
@@ -200,11 +201,27 @@ def grid_notes(frame: pd.DataFrame, value: str) -> list[str]:
         free = "no setting is chosen on validation images" if not by_rule else "the other series choose none"
         same = "; settings are the same for all datasets" if done["dataset"].nunique() > 1 else ""
         notes.append(f"{free}{same}{tuned_note(done, what)}")
+    if value == "accuracy":
+        notes += class_mean_notes(done)
     for key, words in (("own_split", "own split, not the official one"), ("unofficial", "not the official split file")):
         found = done.loc[done[key].astype(bool), "dataset"].unique() if key in done else ()
         if len(found):
             notes.append(f"{', '.join(map(str, found))}: {words}")
     return notes
+
+
+def class_mean_notes(done: pd.DataFrame) -> list[str]:
+    """Return a note of zero-shot's mean per-class accuracies, where they are not its accuracies: CLIP's metric."""
+    zero = done[(done["method"] == "zero_shot") & ((done[PER_CLASS] - done["accuracy"]).abs() >= 5e-4)]
+    several = [key for key in ("target", "backbone", "precision", "template") if zero[key].nunique(dropna=False) > 1]
+    parts = []
+    for row in zero.to_dict("records"):
+        names = [text_of(row[key]) for key in ("dataset", *several) if row[key] is not None]
+        parts.append(f"{' '.join(dict.fromkeys(names))} {100 * row[PER_CLASS]:.1f}")
+    about = (
+        "mean per-class accuracy of zero-shot, which CLIP's paper reports for Pets, Flowers, Aircraft and Caltech101"
+    )
+    return [f"{about}: {', '.join(dict.fromkeys(parts))}"] if parts else []
 
 
 def tuned_note(done: pd.DataFrame, what: str) -> str:

@@ -27,7 +27,8 @@ from coop.runs.key import RunKey
 
 RESULT, FAILURE, CONFIG, SAMPLE = "result.json", "failure.json", "config.yaml", "sample.json"
 PREDICTIONS = "predictions.safetensors"
-METRICS = ("accuracy", "macro_f1", "ece", "mean_confidence")  # fractions, of every test set
+PER_CLASS = "mean_per_class_accuracy"  # results of older versions do not have it
+METRICS = ("accuracy", PER_CLASS, "macro_f1", "ece", "mean_confidence")  # fractions, of every test set
 SUMMARIES = ("harmonic_mean", "average")  # over test sets, where the protocol has one
 State = Literal["done", "failed", "damaged"]
 MAX_BYTES = 50_000_000  # of a result file that can be one
@@ -49,7 +50,7 @@ class StoredRun:
     @property
     def targets(self) -> dict[str, dict[str, Any]]:
         """The metrics of each test set, in the run's order: METRICS, `n`, `per_class_accuracy`."""
-        return dict(self.result.get("targets", {}))
+        return {name: _with_class_mean(metrics) for name, metrics in self.result.get("targets", {}).items()}
 
     @property
     def summary(self) -> dict[str, float]:
@@ -183,7 +184,8 @@ def check_result(content: Mapping[str, Any]) -> None:
         if not isinstance(metrics, dict):
             raise CoopError(f"the metrics of '{target}' are not a JSON object")
         for name in METRICS:
-            _check_fraction(f"{name} of '{target}'", metrics.get(name))
+            if name in metrics or name != PER_CLASS:
+                _check_fraction(f"{name} of '{target}'", metrics.get(name))
         if not isinstance(metrics.get("n"), int) or isinstance(metrics["n"], bool) or metrics["n"] < 1:
             raise CoopError(f"n of '{target}' is not a number of images")
         if not isinstance(metrics.get("per_class_accuracy"), dict):
@@ -199,6 +201,12 @@ def check_result(content: Mapping[str, Any]) -> None:
             raise CoopError(f"seconds of '{name}' is not a number")
     if not all(isinstance(note, str) for note in content["notes"]):
         raise CoopError("a note is not a text")
+
+
+def _with_class_mean(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a test set with the mean of its classes' accuracies; None where these are not recorded."""
+    known = [value for value in metrics.get("per_class_accuracy", {}).values() if value is not None]
+    return {PER_CLASS: sum(known) / len(known) if known else None, **metrics}
 
 
 def _check_fraction(what: str, value: object) -> None:

@@ -193,7 +193,8 @@ def _attempted(job: Job, locks: RunLocks, resources: Resources, say: Say, name: 
                         raise CoopError(f"the data is not the same as where the sweep was started: it is {run.folder}")
                 result = execute(run, resources)
                 seconds = sum(result["seconds"].values())
-                say(f"{name}  {100 * result['accuracy']:.2f} %  ({seconds:.1f} s)")
+                tuned = ", settings chosen on the test images" * (result["validation"]["rule"] == "test")
+                say(f"{name}  {100 * result['accuracy']:.2f} %{tuned}  ({seconds:.1f} s)")
     except OSError:
         raise
     except Exception as error:
