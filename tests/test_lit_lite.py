@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -18,6 +19,7 @@ from coop.clip.backbone import Backbone, load_backbone
 from coop.clip.lit_lite import ASSETS, TEXT_FILE, lit_lite_files, trunk_tensors
 from coop.data.images import unpacked_images
 from coop.errors import CoopError
+from experiments.lit_lite import vit
 
 FASHION = Path(__file__).resolve().parent.parent / "datasets" / "fashion_mnist"
 
@@ -141,3 +143,28 @@ def test_zero_shot_on_photographs(backbone: Backbone, assets: Path) -> None:
         classes = torch.nn.functional.normalize(backbone.encode_template("a photo of a {}.", names), dim=1)
     accuracy = ((features @ classes.T).argmax(dim=1) == torch.tensor([row[1] for row in rows])).float().mean()
     assert accuracy > 0.35
+
+
+@pytest.mark.slow
+def test_a_vit_distilled_from_it_loads_and_comes_nearer(tmp_path: Path) -> None:
+    """A few steps bring features of training images nearer to lit_lite's; test images of a split file are left out."""
+    images, output = tmp_path / "images", tmp_path / "output"
+    images.mkdir()
+    pictures, labels, names = fashion_images("train", 2)
+    for i, picture in enumerate(pictures):
+        picture.resize((64, 64)).save(images / f"{i}.png")
+    rows = [[f"{i}.png", label, names[label]] for i, label in enumerate(labels)]
+    (images / "split.json").write_text(json.dumps({"train": rows[5:], "val": [], "test": rows[:5]}))
+    assert [file.name for file in vit.training_images(images)] == sorted(f"{i}.png" for i in range(5, 20))
+
+    vit.main([str(images), "--output", str(output), "--steps", "30", "--batch", "15", "--lr", "3e-3"])
+    assert len(load_file(output / "crops.safetensors")["pixels"]) == 30
+    student = load_backbone(str(output / "config.json"), str(output / "model.safetensors"))
+    start = load_backbone(str(output / "config.json"), "random")
+    teacher = load_backbone("lit_lite")
+    wanted = F.normalize(teacher.encode_images(torch.stack([teacher.preprocess(p) for p in pictures[5:]])), dim=1)
+    inputs = torch.stack([student.preprocess(p) for p in pictures[5:]])
+    near, before = (F.cosine_similarity(b.encode_images(inputs), wanted).mean() for b in (student, start))
+    assert near > 0.5 > 0.2 > before
+    text = student.model.encode_text(student.tokenizer(["a shoe"]))
+    assert torch.equal(text, teacher.model.encode_text(teacher.tokenizer(["a shoe"])))
