@@ -110,8 +110,7 @@ def test_own_sets_are_called_by_their_folder_or_file_and_their_split_is_noted(tm
     write(tmp_path / "list.csv", "path,class", *(f"birds.v2/{c}/{c}_{i:04d}.jpg,{c}" for c in "ab" for i in range(5)))
     dataset = read("folder", Path("unused"), root=str(tmp_path / "birds.v2"))
     assert dataset.name == "birds.v2"
-    assert dataset.notes[0] == "the split was made here: 4 train, 2 val, 4 test images"
-    assert "the test part has 4 images" in dataset.notes[1]
+    assert dataset.notes == ("the split was made here: 4 train, 2 val, 4 test images",)
     assert read("csv", Path("unused"), file=str(tmp_path / "list.csv")).name == "list"
     assert read("folder", Path("unused"), root=str(tmp_path / "birds.v2"), name="mine").name == "mine"
 

@@ -21,7 +21,6 @@ CARVED_SHARE = 0.2  # CoOp's OxfordPets.split_trainval
 THREE_WAY_RULE = "50/20/30 of every class"
 CARVED_RULE = "val is 20 % of every class of the official train part"
 SAMPLE_FORMAT = "coop few-shot sample 1"
-FEW_TEST_IMAGES = 30  # below it a note says how coarse the accuracy is
 
 Row = tuple[str, int, str]  # path, label, class name
 
@@ -109,7 +108,7 @@ def check_distinct(names: Sequence[str], source: str) -> None:
 
 
 def content_notes(content: Content) -> list[str]:
-    """Return what a reader of the results should know: repeated images, classes without images, few test images."""
+    """Return what a reader of the results should know: repeated images, classes without images."""
     notes = []
     if not content.val_is_test:
         seen = Counter(path for part in PARTS for path in content.part(part).paths)
@@ -121,9 +120,6 @@ def content_notes(content: Content) -> list[str]:
         if lacking and len(content.part(part)):
             first = shortened(content.class_names[lacking[0]])
             notes.append(f"classes without {part} images: {len(lacking)}, first {first}")
-    count = len(content.part("test"))
-    if 0 < count < FEW_TEST_IMAGES:
-        notes.append(f"the test part has {count} images: one more right is {100 / count:.1f} points of accuracy")
     return notes
 
 

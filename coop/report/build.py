@@ -83,7 +83,7 @@ def report_command(name: str, overrides: Sequence[str], output: Path | None, unv
         results, runs = folder, stored_runs(folder)
         study, plan = own_study(folder, runs, overrides)
     else:
-        raise unknown("study", name, study_names())
+        raise CoopError(f"{unknown('study', name, study_names())}, or a folder of runs, and there is no folder {name}")
     command = shlex.join(["coop", "report", name, *overrides])
     report = make_report(study, plan, runs, results, overrides, command, unverified)
     if not report.done:

@@ -506,7 +506,8 @@ def describe(folder: Path, results: Path) -> str:
     lines, width = [run_name(folder, results)], max(map(len, run.targets))
     for name, m in run.targets.items():
         accuracy, f1, ece = (f"{100 * m[key]:.2f} %" for key in ("accuracy", "macro_f1", "ece"))
-        lines.append(f"  {name:<{width}}  accuracy {accuracy}  macro F1 {f1}  ECE {ece}  ({m['n']} images)")
+        images = f"{m['n']} image{'s' * (m['n'] != 1)}"
+        lines.append(f"  {name:<{width}}  accuracy {accuracy}  macro F1 {f1}  ECE {ece}  ({images})")
     lines += [f"  {name.replace('_', ' ')} {100 * value:.2f} %" for name, value in run.summary.items()]
     if run.own_split:
         lines.append(f"  split: {run.split_source}")
