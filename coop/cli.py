@@ -226,8 +226,9 @@ def _study(args: argparse.Namespace) -> int:
         if args.status:
             raise CoopError("--status needs a study's name: coop study NAME --status (coop study lists them)")
         studies = [load_study(name) for name in study_names()]
-        rows = [[s.name, s.title, s.reproduces, str(s.size())] for s in studies]
-        _print_table(["study", "title", "reproduces", "runs"], rows)
+        rows = [[s.name, s.title, str(s.size()), s.reproduces] for s in studies]
+        columns = ["study", "title", "runs", "reproduces"][: 4 if (_width() or 120) >= 100 else 3]
+        _print_table(columns, [row[: len(columns)] for row in rows])
         print("coop study NAME says more; coop run -m +experiment=NAME runs it; coop report NAME shows it")
         return 0
     study = load_study(args.name)
@@ -237,7 +238,7 @@ def _study(args: argparse.Namespace) -> int:
     planned = planned_runs(study, words)
     if args.status:
         return _status(planned, command_of(study.name, words))
-    print(f"{study.title}\nafter {study.reproduces}\n\n{textwrap.fill(study.about, 100)}")
+    print(f"{study.title}\nafter {study.reproduces}\n\n{textwrap.fill(study.about, min(_width() or 100, 100))}")
     labels = [run.label for run in planned]
     _print_table(["series", "runs"], [[label, str(labels.count(label))] for label in dict.fromkeys(labels)])
     different = len({run.key for run in planned})
@@ -313,14 +314,20 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         number = column in ("runs", "done", "missing", "failed")
-        table.add_column(column, justify="right" if number else "left", no_wrap=column not in ("title", "reproduces"))
+        table.add_column(
+            column, justify="right" if number else "left", no_wrap=column not in ("title", "reproduces", "series")
+        )
     for row in rows:
         table.add_row(*map(Text, row))
-    (console if console.is_terminal else Console(highlight=False, width=120)).print(table)
+    Console(highlight=False, width=_width() or 120).print(table)
+
+
+def _width() -> int | None:
+    """Return the width of the terminal, or what COLUMNS says; None where output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else None
 
 
 def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -349,8 +356,7 @@ def _table(args: argparse.Namespace) -> int:
     _warn_damaged(runs)
     frame = select(with_difference(measured(runs, results), args.value), args.where)
     grid = make_table(frame, args.rows, args.columns, args.value)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() and not args.output else None
-    _put(render(grid, form, width), args.output)
+    _put(render(grid, form, None if args.output else _width()), args.output)
     return 0
 
 

@@ -1,5 +1,6 @@
 """Studies: their runs against counts by hand from the papers, what is refused, and their state on disk."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -221,10 +222,18 @@ def test_time_left_is_that_of_the_same_kind() -> None:
     ]
 
 
-def test_the_command_lists_and_describes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_lists_and_describes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in study_names()) and "\x1b" not in listed
+    monkeypatch.setenv("COLUMNS", "60")
+    for command in (["study"], ["study", "clip_adapter"], ["study", "few_shot", "--status"]):
+        assert main(command) == 0
+        narrow = capsys.readouterr().out
+        assert "…" not in narrow, "a word is cut"
+        table = narrow[narrow.index("─") :].splitlines()
+        assert max(map(len, itertools.takewhile(str.strip, table))) <= 60
+    monkeypatch.delenv("COLUMNS")
     assert main(["study", "demo"]) == 0
     out = capsys.readouterr().out
     assert "coop run -m +experiment=demo" in out and "Figure 3" in out and "11 runs" in out
