@@ -611,7 +611,8 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     sample.add_argument("--shots", type=lambda text: text if text == "all" else int(text), required=True,
                         help="images per class, or all")  # fmt: skip
     sample.add_argument("--seed", type=int, default=1)
-    sample.add_argument("--validation", default="min4", help="none, min4 (CoOp: min(shots, 4) per class), shots, full")
+    rules = "none, min4 (CoOp: min(shots, 4) per class), shots, full, held_out (one of the shots)"
+    sample.add_argument("--validation", default="min4", help=rules)
     sample.add_argument("--output", type=_output_file, help="write a sample file (JSON) instead of printing")
     sample.add_argument("--split-file", type=Path, help="sample from this split file; the images need not be there")
 

@@ -60,7 +60,8 @@ class RunSettings:
     validation: str = field(
         default="min4",
         metadata={
-            "help": "validation images per class: none, min4 = min(shots, 4), shots, full, or test (the test set)"
+            "help": "validation images per class: none, min4 = min(shots, 4), shots, full, held_out (one of the shots, "
+            "not trained on), or test (the test set)"
         },
     )
     sample_file: str | None = field(default=None, metadata={"help": "a few-shot list (coop data sample --output)"})

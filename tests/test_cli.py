@@ -17,7 +17,7 @@ import coop
 from coop.cli import main
 from coop.config import run_config
 from coop.errors import CoopError
-from coop.learned import Classifier
+from coop.learned import Classifier, load_learned
 from coop.runs.grid import single
 from coop.runs.run import TUNED_ON_TEST, Resources
 from coop.runs.store import stored_runs
@@ -235,6 +235,12 @@ def test_validation_is_part_of_what_a_run_is(
     assert main(["run", *words, "method=tip_adapter", "shots=1", *alpha, f"results={tmp_path / 'fixed'}"]) == 0
     (fixed,) = stored_runs(tmp_path / "fixed")
     assert fixed.validation == {"rule": None, "images": 0, "settings_tried": 1}
+    words += ["method=tip_adapter", "validation=held_out", f"results={tmp_path / 'held_out'}"]
+    assert main(["run", *words, "shots=3"]) == 0
+    (held_out,) = stored_runs(tmp_path / "held_out")
+    assert held_out.validation["images"] == 3
+    assert load_learned(held_out.folder).state["keys"].shape[0] == 6
+    assert main(["run", *words, "shots=1"]) == 2
 
 
 def test_own_folders_are_tested_on_under_names_of_their_own(

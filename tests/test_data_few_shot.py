@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,6 +108,29 @@ def test_samples_of_shots_per_class_are_equal_min4_up_to_four() -> None:
     dataset = make_dataset()
     for shots in (1, 2, 4):
         assert few_shot(dataset, shots, 3, "shots") == few_shot(dataset, shots, 3, "min4")
+
+
+@pytest.mark.parametrize("shots", [2, 3, 6, "all"])
+def test_one_shot_of_each_class_is_held_out(shots: Any) -> None:
+    """Both parts together are the sample of the other rules; the val part is not looked at."""
+    dataset = make_dataset()
+    whole, _ = few_shot(dataset, shots, 7, "none")
+    train, val = few_shot(dataset, shots, 7, "held_out")
+    assert sorted([*train.paths, *val.paths]) == sorted(whole.paths) and not set(val.paths) & set(dataset.val.paths)
+    assert sorted(val.labels) == sorted(set(whole.labels))
+    assert [path for path in whole.paths if path in set(train.paths)] == list(train.paths)
+    last = {label: path for path, label in zip(whole.paths, whole.labels, strict=True)}
+    assert dict(zip(val.labels, val.paths, strict=True)) == last
+    items = zip(dataset.train.paths, dataset.train.labels, strict=True)
+    rows = {"train": [[path, label, str(label)] for path, label in items]}
+    assert [row[0] for row in few_shot_sample(rows, shots, 7, "held_out")[1]] == list(val.paths)
+
+
+def test_one_shot_cannot_be_held_out() -> None:
+    with pytest.raises(CoopError, match="give shots=2"):
+        few_shot(make_dataset(), 1, 7, "held_out")
+    lonely = {"train": [["a", 0, "a"], ["b", 1, "b"], ["c", 1, "b"]]}
+    assert few_shot_sample(lonely, 2, 1, "held_out")[1][0][1] == 1
 
 
 def test_an_unknown_validation_rule_is_refused() -> None:

@@ -22,7 +22,7 @@ import coop
 from coop.clip.backbone import RANDOM, Backbone, load_backbone
 from coop.config import RunConfig, config_text, run_config
 from coop.data.dataset import EMPTY, Dataset, Split
-from coop.data.few_shot import few_shot, few_shot_notes
+from coop.data.few_shot import HELD_OUT, few_shot, few_shot_notes
 from coop.data.images import check_images
 from coop.data.splits import read_sample_file, write_sample_file
 from coop.errors import CoopError, raise_interruption
@@ -253,7 +253,7 @@ def _notes(run: Run) -> list[str]:
         notes += few_shot_notes(run.dataset, run.config.shots, rule or "none")
     if rule == "test":
         notes.append(TUNED_ON_TEST)
-    elif rule not in (None, "none") and run.dataset.val_is_test:
+    elif rule not in (None, "none", HELD_OUT) and run.dataset.val_is_test:
         notes.append("this dataset's validation images are test images, as in the original")
     return notes
 
