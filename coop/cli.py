@@ -140,11 +140,14 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _demo(args: argparse.Namespace) -> int:
+    from coop.clip.lit_lite import lit_lite_files
+    from coop.io import cache_folder
     from coop.runs.store import stored_runs
     from coop.runs.study import load_study, match_runs, planned_runs
 
     print("Fashion-MNIST (10 kinds of clothing, 1,000 test images) with lit_lite, a small CLIP: zero-shot against")
     print("CoOp, 16 learned context vectors, three few-shot samples each\n", flush=True)
+    lit_lite_files(cache_folder())  # says what is missing before eleven runs do
     place = f"results={args.results}"
     if code := main(["run", "-m", "+experiment=demo", place]):
         return code

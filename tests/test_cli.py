@@ -104,13 +104,25 @@ def test_equal_seeds_give_equal_results(arguments: list[str], tmp_path: Path) ->
 
 
 def test_a_failing_run_stops_no_other(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "-m", *arguments, "shots=1", "n_ctx=40,2", "seed=1"]) == 1
+    assert main(["run", "-m", *arguments, "shots=1", "n_ctx=40,2", "seed=1,2"]) == 1
     out = capsys.readouterr().out
-    assert "1 done, 1 failed" in out
-    (failure,) = tmp_path.rglob("failure.json")
+    assert "2 done, 2 failed" in out
+    assert out.count("blue car") == 1 and "failed: as [1/4]" in out, "a reason is told once"
+    failure, _ = tmp_path.rglob("failure.json")
     named = json.loads(failure.read_text())
     assert "blue car" in named["error"] and "24" in named["error"] and named["traceback"] is None
-    assert len(results_of(tmp_path)) == 1
+    assert len(results_of(tmp_path)) == 2
+
+
+def test_the_demo_without_its_package_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("coop.clip.lit_lite.TRUNK_PACKAGE", "a_package_that_is_not_installed")
+    monkeypatch.setenv("COOP_CACHE", str(tmp_path / "cache"))
+    assert main(["demo", "--results", str(tmp_path / "demo")]) == 2
+    out, err = capsys.readouterr()
+    assert "coop-clip[demo]" in err and len(err.splitlines()) == 1 and "failed" not in out
+    assert not (tmp_path / "demo").exists()
 
 
 def test_untrained_and_all_shots_are_runs(arguments: list[str], tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def test_formats(results: Path) -> None:
     markdown, latex = render(table, "markdown"), render(table, "latex")
     assert markdown.splitlines()[0].count("|") == 7 and r"\toprule" in latex and "lllrrr" in latex
     assert r"\textbf{" not in latex, "a number alone is not the best of its column"
+    assert r"35.0 $\pm$4.5 (+10.0) {\scriptsize $n{=}3$}" in latex and " n=" not in latex
+    assert "& CoOp &" in latex and r"\_" not in latex.split(r"\bottomrule")[0]
     write(results, "dtd", "kgcoop", 4, 1, 0.2)
     latex = render(table_of(results), "latex")
     assert latex.count(r"\textbf{") == 1 and r"\textbf{53.0 $\pm$2.9" in latex

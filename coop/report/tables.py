@@ -1,6 +1,7 @@
 """Tables of the frame: rows and columns of cells, averages, published numbers; as text, Markdown, CSV or LaTeX."""
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -402,7 +403,8 @@ def to_latex(grid: Grid) -> str:
     styled = texts.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     styled = styled.apply(lambda _: bold, axis=None)
     text: str = styled.to_latex(hrules=True, column_format="l" * len(grid.keys) + "r" * len(grid.columns))
-    text = text.replace("±", r"$\pm$").replace(DAGGER, r"$^{\dagger}$")
+    text = text.replace("±", r"$\pm$").replace(DAGGER, r"$^{\dagger}$").replace("(-", "($-$")
+    text = re.sub(r" n=(\d+)", r" {\\scriptsize $n{=}\1$}", text)
     return text + "".join(f"% {_one_line(note)}\n" for note in grid.notes)
 
 

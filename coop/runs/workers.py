@@ -163,10 +163,20 @@ def work(jobs: Sequence[Job], locks: RunLocks, resources: Resources, say: Say, w
     with progress_display() as display:
         task = display.add_task("runs", total=len(jobs))
         left, over, waiting = list(jobs), 0, False
+        failures: dict[str, int] = {}  # reason -> the first run that failed for it
         while left:
             busy = []
             for job in left:
-                if _attempted(job, locks, resources, say, f"[{over + 1}/{len(jobs)}] {job.name}"):
+                name = f"[{over + 1}/{len(jobs)}] {job.name}"
+                try:
+                    done = _attempted(job, locks, resources, say, name)
+                except OSError:
+                    raise
+                except Exception as error:
+                    first = failures.setdefault(first_line(error), over + 1)
+                    say(f"{name}  failed: {first_line(error) if first > over else f'as [{first}/{len(jobs)}]'}")
+                    done = True
+                if done:
                     over += 1
                     display.advance(task)
                 else:
@@ -183,23 +193,17 @@ def work(jobs: Sequence[Job], locks: RunLocks, resources: Resources, say: Say, w
 
 
 def _attempted(job: Job, locks: RunLocks, resources: Resources, say: Say, name: str) -> bool:
-    """Do a run if it is free; return whether it is over, here or elsewhere."""
-    try:
-        with locks.lock(job.folder) as access:
-            if access is Access.GRANTED:
-                with recording_failure(job.folder, RunKey.of(job.config)):
-                    run = prepare(job.config, resources)
-                    if run.folder != job.folder:
-                        raise CoopError(f"the data is not the same as where the sweep was started: it is {run.folder}")
-                result = execute(run, resources)
-                seconds = sum(result["seconds"].values())
-                tuned = ", settings chosen on the test images" * (result["validation"]["rule"] == "test")
-                say(f"{name}  {100 * result['accuracy']:.2f} %{tuned}  ({seconds:.1f} s)")
-    except OSError:
-        raise
-    except Exception as error:
-        say(f"{name}  failed: {first_line(error)}")
-        return True
+    """Do a run if it is free; return whether it is over, here or elsewhere. Raises what the run fails with."""
+    with locks.lock(job.folder) as access:
+        if access is Access.GRANTED:
+            with recording_failure(job.folder, RunKey.of(job.config)):
+                run = prepare(job.config, resources)
+                if run.folder != job.folder:
+                    raise CoopError(f"the data is not the same as where the sweep was started: it is {run.folder}")
+            result = execute(run, resources)
+            seconds = sum(result["seconds"].values())
+            tuned = ", settings chosen on the test images" * (result["validation"]["rule"] == "test")
+            say(f"{name}  {100 * result['accuracy']:.2f} %{tuned}  ({seconds:.1f} s)")
     return access is not Access.BUSY
 
 
