@@ -89,7 +89,10 @@ def test_a_sweep_goes_on_where_it_stopped(
     assert len(first) == 5 and "5 runs: 0 done already, 5 to do" in capsys.readouterr().out  # zero-shot runs once
     stamps = [path.stat().st_mtime_ns for path in first]
     shutil.rmtree(first[0].parent)
+    attempt = first[1].parent / ".attempt"  # of a process that was killed right after its result
+    attempt.touch()
     assert main(["run", "-m", *grid]) == 0
+    assert not attempt.exists()
     assert "5 runs: 4 done already, 1 to do" in capsys.readouterr().out
     assert results_of(tmp_path) == first and [path.stat().st_mtime_ns for path in first[1:]] == stamps[1:]
 

@@ -80,10 +80,7 @@ class RunLocks:
                     yield Access.GRANTED
         finally:
             lock.release()
-            with suppress(OSError):
-                if _done(folder):  # whoever still holds the old lock file sees the result
-                    for name in (LOCK, ATTEMPT):
-                        (folder / name).unlink(missing_ok=True)
+            _unmark_finished(folder)
 
 
 def is_locked(folder: Path) -> bool:
@@ -118,6 +115,14 @@ def _attempting(folder: Path) -> Iterator[None]:
 
 def _mark(folder: Path) -> None:
     write_text(folder / ATTEMPT, f"{uuid.uuid4().hex} {socket.gethostname()} {os.getpid()}\n")
+
+
+def _unmark_finished(folder: Path) -> None:
+    """Remove a finished run's lock and attempt, also those of a process that was killed right after its result."""
+    with suppress(OSError):
+        if _done(folder):  # whoever still holds the old lock file sees the result
+            for name in (LOCK, ATTEMPT):
+                (folder / name).unlink(missing_ok=True)
 
 
 def _attempt(folder: Path) -> str | None:
@@ -428,6 +433,7 @@ def run_one(config: RunConfig, say: Say) -> None:
     resources = Resources()
     run = prepare(config, resources)
     if run.done:
+        _unmark_finished(run.folder)
         say(f"done already: {run.folder}")
     locks, waiting = RunLocks([run.folder]), False
     while not run.done:
@@ -457,6 +463,8 @@ def run_sweep(configs: Sequence[RunConfig], launcher: Launcher | None, say: Say)
     if not jobs:
         return 1
     missing = [job for job in jobs if not job.done]
+    for job in jobs:
+        _unmark_finished(job.folder)
     say(f"{len(jobs)} runs: {len(jobs) - len(missing)} done already, {len(missing)} to do")
     missing.sort(key=lambda job: (repr(job.config.backbone), job.config.precision, job.config.dataset.name))
     locks = RunLocks(job.folder for job in missing)
