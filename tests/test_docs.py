@@ -126,6 +126,7 @@ USES = {
 }  # fmt: skip
 FOUND = {page: commands(text) for page, text in TEXTS.items()}
 ALL = sorted({command for found in FOUND.values() for command in found})
+PAGE_OF = {command: page for page in reversed(FOUND) for command in FOUND[page]}  # the first page that has it
 
 
 def changed(command: str) -> str:
@@ -258,7 +259,7 @@ def shell(command: str, place: Path, cache: Path) -> str:
     return found.stdout
 
 
-def runs_here(command: str) -> bool:
+def runs(command: str) -> bool:
     """Whether a command is run: all but names, what needs what is not here, and what takes long (experiments)."""
     if is_name_only(command) and command not in ("coop study", "coop table"):
         return False
@@ -268,13 +269,13 @@ def runs_here(command: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page, found in FOUND.items() if any(map(runs_here, found))])
+@pytest.mark.parametrize("page", sorted({PAGE_OF[command] for command in ALL if runs(command)}))
 def test_the_commands_of_a_page_run(page: str, tmp_path: Path, cache: Path) -> None:
-    """One after the other, as someone would who reads it from top to bottom."""
+    """One after the other, as someone would who reads it from top to bottom; what another page has, there."""
     place = user_folder(tmp_path)
     if page != "README.md" and any(RUN in changed(command) for command in FOUND[page]):
         shell("coop run dataset=folder dataset.root=birds epochs=1", place, cache)
-    for command in filter(runs_here, FOUND[page]):
+    for command in (one for one in FOUND[page] if PAGE_OF[one] == page and runs(one)):
         assert shell(changed(command), place, cache)
     if page == "README.md":
         assert (place / "answers.csv").read_text().startswith("image,rank,class,probability,error\n")
