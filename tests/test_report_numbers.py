@@ -316,7 +316,7 @@ def test_the_head_has_no_digest_and_names_the_test_view() -> None:
     about = {"backbone": "own", "architecture": "ViT-B-32", "pretrained": "0123456789abcdef", "augment.views": 0}
     plan, runs, _ = study_of(**about)
     found = dict(facts(planned(plan, runs, RESULTS), ""))
-    assert found["backbone"] == "own (ViT-B-32)" and found["views of an image"] == "the test view"
+    assert found["backbone"] == "own (ViT-B-32)" and found["image views"] == "the test view"
 
 
 def test_everything_has_the_name_that_papers_give_it() -> None:

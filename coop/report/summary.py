@@ -24,7 +24,7 @@ from coop.report.tables import shown
 from coop.runs.store import SUMMARIES
 from coop.runs.study import command_of
 
-FACTS = {"epochs": "epochs", "lr": "learning rate", "batch_size": "batch size", "augment.views": "views of an image"}
+FACTS = {"epochs": "epochs", "lr": "learning rate", "batch_size": "batch size", "augment.views": "image views"}
 NARROWING = ("method", "shots", "seed")  # a command for these alone redoes nothing: what is done is skipped
 
 

@@ -207,7 +207,7 @@ def grid_notes(frame: pd.DataFrame, value: str) -> list[str]:
     for key, words in (("own_split", "own split, not the official one"), ("unofficial", "not the official split file")):
         found = done.loc[done[key].astype(bool), "dataset"].unique() if key in done else ()
         if len(found):
-            notes.append(f"{', '.join(map(str, found))}: {words}")
+            notes.append(f"{', '.join(shown('dataset', str(name)) for name in found)}: {words}")
     return notes
 
 
