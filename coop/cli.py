@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import coop
-from coop.errors import CoopError, first_line, raise_interruption, unknown
-from coop.io import check_writable
+from coop.errors import CoopError, explanation, first_line, unknown
+from coop.io import check_writable, read_file
 from coop.machine import prepare_process
 
 if TYPE_CHECKING:
@@ -43,36 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        code, text = _explained(error)
+        code, text = explanation(error)
         if not text:
             raise
         if "--debug" in flags:
             traceback.print_exc()
         print(f"coop: {' '.join(text.split())}", file=sys.stderr)
         return code
-
-
-def _explained(error: BaseException) -> tuple[int, str]:
-    """Return the exit code of an error and its sentence; none for an error of our own code."""
-    try:
-        raise_interruption(error)
-    except KeyboardInterrupt:
-        return 130, "interrupted; finished runs are kept, and the same command goes on with the rest"
-    if isinstance(error, CoopError):
-        return 2, str(error)
-    if isinstance(error, OSError):
-        return 1, _refusal(error)
-    if isinstance(error, MemoryError):
-        return 1, "there is not enough memory"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's
-        return 1, f"there is not enough memory on the GPU: {first_line(error)}"
-    return 1, ""
-
-
-def _refusal(error: OSError) -> str:
-    """Return in one sentence what the system refused: no room, no permission, no such file."""
-    places = [str(place) for place in (error.filename, error.filename2) if place is not None]
-    return f"{error.strerror or first_line(error)}{': ' if places else ''}{' -> '.join(places)}"
 
 
 @contextmanager
@@ -257,7 +234,7 @@ def _status(planned: "Sequence[PlannedRun]", command: str) -> int:
     from coop.runs.study import match_runs, time_left
 
     results = planned[0].config.results
-    stored = stored_runs(results) if results.is_dir() else []
+    stored = stored_runs(results) if os.path.lexists(results) else []
     states = {run.key: "missing" for run in planned}
     found = dict(zip(states, match_runs(list({r.key: r for r in planned}.values()), stored), strict=True))
     states |= {key: run.state for key, run in found.items() if run}
@@ -499,7 +476,6 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _export(args: argparse.Namespace) -> int:
-    from coop.errors import CoopError
     from coop.learned import export_checkpoint, load_method
 
     if args.output.suffix != ".safetensors":
@@ -547,10 +523,12 @@ def _output_file(text: str) -> Path:
 
 
 def _output_folder(text: str) -> Path:
-    """Return the folder that --output names. Raises CoopError for no name."""
-    if not text.strip():
-        raise CoopError(f"--output {text!r}: give the name of a folder")
-    return Path(text)
+    """Return the folder that --output names. Raises CoopError for no name and for a file, OSError as above."""
+    path = Path(text)
+    if not text.strip() or (path.exists() and not path.is_dir()):
+        raise CoopError(f"--output {text!r}: give the name of a folder to write into")
+    check_writable(path)
+    return path
 
 
 def _names(text: str) -> list[str]:
@@ -558,16 +536,14 @@ def _names(text: str) -> list[str]:
 
 
 def _class_names(text: str) -> list[str]:
-    """Return the class names of `a,b,c`, or of a text file that has one on each line."""
-    from coop.errors import CoopError
-
-    path = Path(text)
-    if "," not in text and path.is_file():
-        try:
-            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, ValueError) as error:
-            raise CoopError(f"--classes {text} is not a text file in UTF-8: {error}") from error
-    return _names(text)
+    """Return the class names of `a,b,c`, or of a text file that has one on each line. Raises CoopError for others."""
+    if "," in text:
+        return _names(text)
+    try:
+        lines = read_file(Path(text)).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise CoopError(f"--classes {text}: give names, a,b,c, or a text file ({first_line(error)})") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _put(text: str, output: Path | None) -> None:

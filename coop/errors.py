@@ -1,10 +1,12 @@
-"""The one kind of error that a user can cause."""
+"""The one kind of error that a user can cause, and what a command says and returns for any error."""
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 MANY = 60  # more choices than this are not all listed
 LONGEST = 300  # characters of a value or a library's message that an error shows
+REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE}
 
 
 class CoopError(Exception):
@@ -27,9 +29,15 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> CoopError:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of a library says, on one line and not longer than an error may be."""
-    text = " ".join(str(error).strip().split("\n", 1)[0].split()) or type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    """Return what an error of the system or of a library says, on one line and not longer than an error may be.
+
+    What torch's restricted unpickler refuses comes without its advice to execute the file.
+    """
+    text = getattr(error, "strerror", None) or str(error).strip()
+    for advice in ("from a trusted source.", "WeightsUnpickler error: "):
+        text = text.rpartition(advice)[2].partition("Check the documentation")[0]
+    lines = text.strip().splitlines() or [""]
+    return one_line(" ".join(lines[: 1 + lines[0].endswith(":")]), LONGEST) or type(error).__name__
 
 
 def one_line(value: object, length: int = 200) -> str:
@@ -54,3 +62,27 @@ def raise_interruption(error: BaseException) -> None:
             raise KeyboardInterrupt from error
         if one is not None:
             chain += [other for other in (one.__cause__, one.__context__) if other not in chain]
+
+
+def explanation(error: BaseException) -> tuple[int, str]:
+    """Return a command's exit code for an error and its sentence, which is empty for an error of our own code.
+
+    2 is a user's mistake, 1 what the system refuses (room, permission, memory), 130 an interruption.
+    """
+    try:
+        raise_interruption(error)
+    except KeyboardInterrupt:
+        return 130, "interrupted; what is finished is kept, and the same command goes on with the rest"
+    cause = error.__cause__
+    if isinstance(error, CoopError):
+        return (1 if isinstance(cause, OSError) and cause.errno in REFUSALS else 2), str(error)
+    if isinstance(error, FileExistsError):  # of mkdir
+        return 1, f"{error.filename} is in the way: it is no folder, or a link that leads nowhere"
+    if isinstance(error, OSError):
+        places = [str(place) for place in (error.filename, error.filename2) if place is not None]
+        return 1, f"{first_line(error)}{': ' if places else ''}{' -> '.join(places)}"
+    if isinstance(error, MemoryError):
+        return 1, "there is not enough memory"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        return 1, f"there is not enough memory on the GPU: {first_line(error)}"
+    return 1, ""

@@ -36,7 +36,7 @@ from torchvision import transforms
 from coop.clip.backbone import Backbone
 from coop.data.images import SHOWN, open_rgb
 from coop.errors import CoopError
-from coop.io import track
+from coop.io import atomic_write, track
 from coop.options import Augment, Tap
 
 log = logging.getLogger(__name__)
@@ -495,8 +495,7 @@ def _remember(path: Path) -> None:
 def _write(folder: Path, keys: list[bytes], features: Tensor) -> None:
     table = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), -1)
     features = features.contiguous()
-    name = uuid.uuid4().hex
-    temporary, path = folder / f"{name}.tmp", folder / f"{name}.safetensors"
-    save_file({"keys": table, "features": features}, temporary, metadata={"sha256": _digest(table, features)})
-    os.replace(temporary, path)
+    path = folder / f"{uuid.uuid4().hex}.safetensors"
+    with atomic_write(path) as temporary:
+        save_file({"keys": table, "features": features}, temporary, metadata={"sha256": _digest(table, features)})
     _remember(path)

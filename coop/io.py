@@ -61,6 +61,19 @@ def check_writable(path: Path) -> None:
         raise OSError(number, os.strerror(number), str(place))
 
 
+def check_readable(path: Path) -> None:
+    """Raise OSError if a file cannot be read. A device or a pipe is none: it may have no end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
+    path.open("rb").close()
+
+
+def read_file(path: Path) -> bytes:
+    """Return what is in a file, a text file's bytes too. Raises OSError as `check_readable`."""
+    check_readable(path)
+    return path.read_bytes()
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Write a file whole or not at all: yield a temporary path, rename it to `path` on success, remove it on failure.
@@ -139,8 +152,8 @@ def _as_os_error(error: Exception, path: Path) -> Exception:
     if found and not isinstance(error, OSError | CoopError):
         number = int(found[1])
         return OSError(number, os.strerror(number), str(path))
-    if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-        error.filename = str(path)  # a refused write() does not say of which file
+    if isinstance(error, OSError) and error.errno and (not error.filename or str(error.filename).endswith(TEMPORARY)):
+        error.filename, error.filename2 = str(path), None  # a refused write() does not say of which file
     return error
 
 

@@ -24,8 +24,8 @@ from coop.clip.backbone import Backbone, load_backbone
 from coop.clip.words import LEARNED_FILE
 from coop.data import open_rgb
 from coop.data.images import SUFFIXES
-from coop.errors import CoopError, unknown
-from coop.io import atomic_write, track
+from coop.errors import CoopError, first_line, unknown
+from coop.io import atomic_write, check_readable, read_file, track
 from coop.methods import METHODS
 from coop.methods.base import Classes, Method
 from coop.methods.coop import CoOp, PromptLearner
@@ -138,13 +138,14 @@ def load_learned(place: Path | str) -> Learned:
     """Read a learned file, or that of a run's folder. Raises CoopError if it is not one, or is damaged."""
     path = learned_path(place)
     try:
+        check_readable(path)
         with safe_open(path, "pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError as error:
-        raise CoopError(f"{place}: there is no {path.name} here; name a run's folder or a learned file") from error
-    except (SafetensorError, OSError) as error:
-        raise CoopError(f"{path} is not a safetensors file: {error}") from error
+    except OSError as error:
+        raise CoopError(f"{path}: {first_line(error)}; name a run's folder or a learned file") from error
+    except SafetensorError as error:
+        raise CoopError(f"{path} is not a safetensors file: {first_line(error)}") from error
     if metadata.get("format") != FORMAT:
         raise CoopError(
             f"{path} holds nothing that this toolkit learned: name a run's folder, its {FILE}, "
@@ -314,9 +315,9 @@ def image_files(places: Sequence[Path]) -> list[Path]:
 
 def _listed_images(table: Path) -> list[Path]:
     try:
-        rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8-sig")), strict=True))
+        rows = list(csv.DictReader(io.StringIO(read_file(table).decode("utf-8-sig")), strict=True))
     except (OSError, ValueError, csv.Error) as error:
-        raise CoopError(f"{table} cannot be read as a CSV file ({' '.join(str(error).split())[:200]})") from error
+        raise CoopError(f"{table} cannot be read as a CSV file ({first_line(error)})") from error
     if not rows or "path" not in rows[0]:
         raise CoopError(f"{table} has no rows with a column 'path': give the images there, relative to the file")
     return [table.parent / str(row["path"]) for row in rows]

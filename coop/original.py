@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from coop.clip.backbone import Backbone
-from coop.errors import CoopError, one_line
+from coop.errors import CoopError, first_line
+from coop.io import read_file
 from coop.learned import Learned, backbone_fields
 from coop.methods.base import Classes
 from coop.options import CoOpOptions
@@ -49,9 +50,9 @@ def original_state(path: Path) -> dict[str, Tensor]:
     Raises CoopError for a file that is not such a checkpoint, and for tensors that are not dense numbers.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
-        raise CoopError(f"{path} cannot be read: {error.strerror}") from error
+        raise CoopError(f"{path} cannot be read: {first_line(error)}") from error
     if not zipfile.is_zipfile(io.BytesIO(data)):
         raise CoopError(f"{path} is not a PyTorch checkpoint (a zip archive, as torch 1.6 and later write it)")
     try:
@@ -61,9 +62,7 @@ def original_state(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # about other pickle protocols; the error below covers them
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way
-        raise CoopError(
-            f"{path} cannot be read as a checkpoint of the original code ({pickle_fault(error)})"
-        ) from error
+        raise CoopError(f"{path} cannot be read as a checkpoint of the original code ({first_line(error)})") from error
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CoopError(f"{path} has no state_dict of tensors: it is not a checkpoint of the original code")
@@ -73,12 +72,6 @@ def original_state(path: Path) -> dict[str, Tensor]:
                 f"{path}: the tensor {name} is quantised, sparse, complex or without values: save it as plain numbers"
             )
     return {str(name).removeprefix("module."): value.float() for name, value in state.items()}
-
-
-def pickle_fault(error: Exception) -> str:
-    """Return what torch's restricted unpickler refuses, without its advice to execute the file."""
-    text = str(error).rpartition("from a trusted source.")[2]
-    return one_line(text.rpartition("WeightsUnpickler error: ")[2].partition("Check the documentation")[0])
 
 
 def import_coop(path: Path, backbone: Backbone, class_names: Sequence[str] | None, ctx_position: str) -> Learned:

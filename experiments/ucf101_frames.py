@@ -16,8 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from coop.data.convert import action_name
-from coop.data.dataset import reason
-from coop.errors import CoopError
+from coop.errors import CoopError, first_line
 from coop.io import track
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm")
@@ -50,7 +49,7 @@ def middle_frame(video: Path) -> Image.Image:
                 if number == count // 2:
                     return frame.to_image()
     except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise CoopError(f"cannot decode the video {video}: {reason(error)}") from error
+        raise CoopError(f"cannot decode the video {video}: {first_line(error)}") from error
     raise CoopError(f"the video {video} has no frames")
 
 

@@ -1,7 +1,10 @@
 """The feature cache: the encoder's features, computed once, whatever happens to its files."""
 
+import errno
 import multiprocessing
 import os
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +157,22 @@ def test_a_read_only_cache_is_read(backbone: Backbone, root: Path, tmp_path: Pat
     (shard.parent / "checked").unlink()
     (shard.parent / "checked").mkdir()  # nothing can be written there, whoever asks
     assert torch.equal(FeatureCache(broken_backbone(), tmp_path)(root, PATHS), first)
+
+
+def test_a_full_disk_is_the_system_s_refusal(backbone: Backbone, root: Path, tmp_path: Path) -> None:
+    """Files may not become larger than 100 bytes here; afterwards the same call does it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        with pytest.raises(OSError) as caught:
+            FeatureCache(backbone, tmp_path)(root, PATHS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.errno == errno.EFBIG and not rows(tmp_path) and not list(tmp_path.rglob("*.tmp"))
+    FeatureCache(backbone, tmp_path)(root, PATHS)
+    assert rows(tmp_path) == len(PATHS)
 
 
 def test_leftovers_of_a_killed_process_are_removed(backbone: Backbone, root: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from coop.cli import main
-from coop.errors import CoopError
+from coop.errors import CoopError, explanation
 from coop.io import STALE_SECONDS, atomic_write, check_writable, track, write_text
 
 
@@ -134,7 +134,40 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(
         assert main([*words, "--output", place]) == (2 if place in ("", "folder") else 1), words
         err = capsys.readouterr().err
         assert "none" not in err and "dtd" not in err and len(err.splitlines()) == 1
-    assert main(["report", "none", "--output", ""]) == 2 and "--output" in capsys.readouterr().err
+    for place, code in (("", 2), ("file", 2), ("file/x", 1), ("x" * 300, 1)):
+        assert main(["report", "none", "--output", place]) == code
+        assert "none" not in capsys.readouterr().err
+
+
+def test_what_a_command_says_of_an_error(tmp_path: Path) -> None:
+    """A mistake is 2, what the system refuses 1, also where it was met while a user's file was read."""
+    for number, code in ((errno.ENOENT, 2), (errno.EACCES, 1), (errno.ENOSPC, 1)):
+        try:
+            raise CoopError("cannot read it") from OSError(number, os.strerror(number), "file")
+        except CoopError as error:
+            assert explanation(error) == (code, "cannot read it")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(FileExistsError) as caught:
+        (tmp_path / "link").mkdir(exist_ok=True)
+    assert explanation(caught.value)[0] == 1 and "a link that leads nowhere" in explanation(caught.value)[1]
+    assert explanation(OSError(errno.ENOSPC, "No space left on device", "x")) == (1, "No space left on device: x")
+    assert explanation(ZeroDivisionError("our own")) == (1, "")
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "pipe"])
+def test_what_has_no_end_is_not_read(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    place = str(tmp_path / device)  # an absolute one stays
+    (tmp_path / "prompts.json").write_text("{}")
+    for words in (
+        ["data", "sample", "dtd", "--shots", "1", "--split-file", place],
+        ["import", place, "--architecture", "lit_lite", "--output", str(tmp_path / "x")],
+        ["predict", place, "a.jpg"],
+        ["predict", str(tmp_path), "a.jpg", "--classes", place],
+    ):
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert "a device or a pipe" in err and len(err.splitlines()) == 1
 
 
 def test_standard_output_that_is_a_pipe(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,9 @@ def test_a_classifier_for_other_names(tiny_backbone: Backbone, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name, said", [
-    ("nothing/learned.safetensors", "there is no learned.safetensors here; name a run's folder or a learned file"),
-    (".", "there is no learned.safetensors here"),
+    ("nothing/learned.safetensors", "No such file or directory; name a run's folder or a learned file"),
+    (".", r"/learned\.safetensors: No such file or directory"),
+    ("pipe", "a device or a pipe"),
     ("text.safetensors", "is not a safetensors file"),
     ("empty.safetensors", "is not a safetensors file"),
     ("cut.safetensors", "is not a safetensors file"),
@@ -142,6 +144,7 @@ def test_files_that_hold_nothing_learned(name: str, said: str, tiny_backbone: Ba
     with safe_open(good, "pt") as file:
         about = dict(file.metadata())
     (tmp_path / "text.safetensors").write_text("words")
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty.safetensors").touch()
     (tmp_path / "cut.safetensors").write_bytes(good.read_bytes()[:-20])
     lacking = {key: value for key, value in about.items() if key != "classes"}

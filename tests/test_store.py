@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ from coop.runs.store import (
     RESULT,
     Predictions,
     read_predictions,
-    stored_run,
     stored_runs,
     write_failure,
     write_predictions,
@@ -224,8 +225,28 @@ def test_what_cannot_be_opened_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "a" / RESULT).mkdir(parents=True)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / FAILURE).symlink_to("nowhere")
-    assert [run.state for run in stored_runs(tmp_path)] in (["damaged"], ["damaged", "damaged"])
-    assert stored_run(tmp_path / "a").state == "damaged"
+    (tmp_path / "c").mkdir()
+    os.mkfifo(tmp_path / "c" / RESULT)
+    assert [run.state for run in stored_runs(tmp_path)] == ["damaged"] * 3
+
+
+def test_a_folder_that_cannot_be_read_is_damaged() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        results = Path(name)
+        for run in ("closed", "open"):
+            write_result(results / run, key_of(), result())
+        results.chmod(0o755)
+        (results / "closed").chmod(0)
+        user = os.geteuid()
+        if user == 0:  # who may read everything
+            os.seteuid(65534)
+        try:
+            closed, good = stored_runs(results)
+        finally:
+            os.seteuid(user)
+            (results / "closed").chmod(0o700)
+    assert (closed.state, closed.folder, good.state) == ("damaged", results / "closed", "done")
+    assert closed.error == "Permission denied"
 
 
 def test_predictions_come_back(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import urllib.error
 import urllib.request
 import warnings
@@ -29,8 +30,8 @@ from coop.clip.lit_lite import lit_lite_files
 from coop.clip.prompts import Row, Tokenizer, Vocabulary, learned_rows, readable_name, template_rows, text_rows
 from coop.clip.towers import TextTower, check_config
 from coop.clip.words import remember_embeddings
-from coop.errors import CoopError, unknown
-from coop.io import cache_folder
+from coop.errors import CoopError, first_line, unknown
+from coop.io import cache_folder, read_file
 from coop.options import PRECISIONS
 
 LIT_LITE = "lit_lite"
@@ -315,7 +316,7 @@ def load_backbone(
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:
         raise CoopError(
-            f"the tokenizer of '{architecture}' could not be loaded ({_first_line(error)}): "
+            f"the tokenizer of '{architecture}' could not be loaded ({first_line(error)}): "
             "it comes from the Hugging Face hub; connect once, or choose a model with CLIP's own tokenizer"
         ) from error
     backbone = Backbone(model, preprocess, tokenizer, architecture, pretrained, precision)
@@ -365,6 +366,8 @@ def _resolve(architecture: str, pretrained: str | None) -> tuple[str, str | None
         architecture, pretrained = str(config_file), pretrained or str(checkpoint)
     if architecture.endswith(".json"):
         architecture, overrides = _register(Path(architecture))
+    elif os.sep in architecture:
+        raise CoopError(f"architecture={architecture}: give a name, or an open_clip config file that ends in .json")
     if architecture not in open_clip.list_models():
         raise unknown("architecture", architecture, [LIT_LITE, *open_clip.list_models()])
     check_config(architecture, open_clip.get_model_config(architecture))
@@ -424,7 +427,7 @@ def pretrained_file(architecture: str, tag: str) -> Path:
         what = f"{names[0]} from {page}" if repository else page
         raise CoopError(
             f"the weights '{tag}' of {architecture} are not on this machine and cannot be downloaded "
-            f"({_first_line(error)}): put {what} at {by_hand}, or try backbone={LIT_LITE}, which needs no download"
+            f"({first_line(error)}): put {what} at {by_hand}, or try backbone={LIT_LITE}, which needs no download"
         ) from error
 
 
@@ -440,11 +443,11 @@ def _reach(url: str) -> None:
 def _register(path: Path) -> tuple[str, dict[str, Any]]:
     """Make a JSON config known to open_clip; return its name and its preprocessing."""
     try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise CoopError(f"architecture={path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CoopError(f"architecture={path} is not JSON: {_first_line(error)}") from error
+        config = json.loads(read_file(path))
+    except OSError as error:
+        raise CoopError(f"architecture={path}: {first_line(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise CoopError(f"architecture={path} is not JSON: {first_line(error)}") from error
     model = config.get("model_cfg", config) if isinstance(config, dict) else None
     towers = [model.get(key) for key in ("vision_cfg", "text_cfg")] if isinstance(model, dict) else []
     if "embed_dim" not in (model or ()) or not all(isinstance(tower, dict) for tower in towers):
@@ -472,12 +475,7 @@ def _create(
 def _why_not_loaded(architecture: str, pretrained: str | None, error: Exception) -> str:
     if pretrained and Path(pretrained).is_file():
         return (
-            f"the checkpoint {pretrained} does not fit the architecture '{architecture}' ({_first_line(error)}): "
+            f"the checkpoint {pretrained} does not fit the architecture '{architecture}' ({first_line(error)}): "
             "name the architecture that it was made with"
         )
-    return f"'{architecture}' with pretrained={pretrained} could not be loaded ({_first_line(error)})"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300] if lines else type(error).__name__
+    return f"'{architecture}' with pretrained={pretrained} could not be loaded ({first_line(error)})"

@@ -1,7 +1,6 @@
 """The CLIP that ships with the toolkit: its text tower is in this package, its image trunk in an optional one."""
 
 import hashlib
-import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from coop.errors import CoopError
+from coop.io import atomic_write, remove_temporary_files
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets" / "lit_lite"
 CONFIG_FILE = "open_clip_config.json"
@@ -39,9 +39,9 @@ def lit_lite_files(cache: Path) -> tuple[Path, Path]:
     with FileLock(folder / "lock"):
         if not checkpoint.exists():
             shutil.copyfile(ASSETS / CONFIG_FILE, config)
-            partial = folder / f"{CHECKPOINT_FILE}.partial"
-            save_file(tensors, partial)
-            os.replace(partial, checkpoint)
+            remove_temporary_files(folder)
+            with atomic_write(checkpoint) as temporary:
+                save_file(tensors, temporary)
     return config, checkpoint
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
-from coop.errors import CoopError, unknown
+from coop.errors import CoopError, first_line, unknown
+from coop.io import read_file
 
 Row = tuple[int, ...]
 Tokenizer = Callable[..., Tensor]
@@ -199,9 +200,9 @@ def read_prompt_file(template: str, class_names: Sequence[str]) -> list[tuple[st
     """
     path = Path(template.removeprefix(PROMPT_FILE)).expanduser()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CoopError(f"template={template}: the file cannot be read ({str(error).splitlines()[0]})") from error
+        content = json.loads(read_file(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CoopError(f"template={template}: the file cannot be read ({first_line(error)})") from error
     whole = isinstance(content, dict) and all(
         isinstance(texts, list) and texts and all(isinstance(text, str) and text.strip() for text in texts)
         for texts in content.values()

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from coop.data.dataset import PARTS, reason, shortened
+from coop.data.dataset import PARTS, shortened
 from coop.data.layouts import label_of, numbered_names, read_fields, read_lines
 from coop.data.spec import DatasetSpec
 from coop.data.splits import (
@@ -27,7 +27,7 @@ from coop.data.splits import (
     three_way,
     write_split_file,
 )
-from coop.errors import CoopError
+from coop.errors import CoopError, first_line
 from coop.io import track
 
 
@@ -163,7 +163,7 @@ def _read_mat(path: Path, key: str, what: str, read: Callable[[Any], Any]) -> An
     try:
         return read(loadmat(path)[key])
     except Exception as error:  # scipy raises a dozen types on a damaged file
-        found = f"{type(error).__name__}: {reason(error)}"
+        found = f"{type(error).__name__}: {first_line(error)}"
         raise CoopError(f"{path} is not the official file ({what}): {found}") from error
 
 
@@ -230,7 +230,7 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise CoopError(f"cannot read {path}: {reason(error)}") from error
+        raise CoopError(f"cannot read {path}: {first_line(error)}") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UNSIGNED_BYTE:
         raise CoopError(f"{path} is not an IDX file of bytes: it begins with {content[:4].hex()}")
     start = 4 + 4 * content[3]

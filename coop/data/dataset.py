@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coop.errors import CoopError, one_line
+from coop.errors import CoopError
 
 PARTS = ("train", "val", "test")
 ENCODING = "utf-8", "surrogateescape"  # a file name that is not UTF-8 survives
@@ -87,11 +87,6 @@ def shortened(value: object) -> str:
     """Return a value as an error shows it: on one line, at most 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:80]}...{text[-10:]}"
-
-
-def reason(error: BaseException) -> str:
-    """Return what the error of a library or of the system says, as `one_line`."""
-    return one_line(str(getattr(error, "strerror", None) or error) or type(error).__name__)
 
 
 def path_fault(path: object) -> str | None:

@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from coop.data.dataset import PARTS, reason
+from coop.data.dataset import PARTS
 from coop.data.layouts import PART_OF, cleaned
 from coop.data.spec import DatasetSpec
 from coop.data.splits import Row, carve_val, prepared_split_file, three_way, write_split_file
-from coop.errors import CoopError, one_line, unknown
+from coop.errors import CoopError, first_line, one_line, unknown
 from coop.io import track
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -44,7 +44,7 @@ def export(spec: DatasetSpec, folder: Path) -> Path:
     except CoopError:
         raise
     except Exception as error:  # of the network, of archives, of missing packages: every set has its own
-        raise CoopError(f"{library} cannot give '{name}': {type(error).__name__}: {reason(error)}") from error
+        raise CoopError(f"{library} cannot give '{name}': {type(error).__name__}: {first_line(error)}") from error
     assert spec.official_split is not None
     path = folder / (spec.official_split.file if len(rows) == len(PARTS) else prepared_split_file(spec))
     write_split_file(path, _completed(rows, spec.split_seed))

@@ -13,8 +13,8 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image, ImageCms
 
-from coop.data.dataset import leaves, path_fault, reason
-from coop.errors import CoopError, one_line
+from coop.data.dataset import leaves, path_fault
+from coop.errors import CoopError, first_line, one_line
 from coop.io import cache_folder, track
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -33,7 +33,7 @@ def open_rgb(path: str | Path) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise a dozen types on damaged files, PyCMSError and struct.error among them
-        raise CoopError(f"cannot read the image {path}: {reason(error)}") from error
+        raise CoopError(f"cannot read the image {path}: {first_line(error)}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -139,7 +139,7 @@ def unpacked_images(archive: Path) -> Path:
                     finally:
                         shutil.rmtree(fresh, ignore_errors=True)
     except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        raise CoopError(f"cannot unpack {archive} into {cache_folder()}: {reason(error)}") from error
+        raise CoopError(f"cannot unpack {archive} into {cache_folder()}: {first_line(error)}") from error
     return place
 
 

@@ -19,8 +19,6 @@ from coop.data.dataset import (
     Split,
     check_folders_inside,
     dataset_digest,
-    one_line,
-    reason,
     shortened,
 )
 from coop.data.images import SUFFIXES, unpacked_images
@@ -42,7 +40,7 @@ from coop.data.splits import (
     split_of,
     three_way_parts,
 )
-from coop.errors import CoopError, unknown
+from coop.errors import CoopError, first_line, one_line, unknown
 from coop.io import cache_folder, resource_folder, track, write_text
 
 PART_FOLDERS = {  # the spellings in use, Hugging Face's imagefolder included
@@ -210,7 +208,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise CoopError(f"cannot read {path}: {reason(error)}") from error
+        raise CoopError(f"cannot read {path}: {first_line(error)}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -409,7 +407,7 @@ def _read_cells(path: Path) -> list[dict[str, str]]:
             header = [name.strip().lower() for name in next(reader, [])]
             lines = [line for line in reader if any(cell.strip() for cell in line)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CoopError(f"cannot read {path} as a CSV: {reason(error)}") from error
+        raise CoopError(f"cannot read {path} as a CSV: {first_line(error)}") from error
     known = {spelling: column for column, spellings in COLUMNS.items() for spelling in spellings}
     columns = [known.get(name, "") for name in header]
     doubled = [column for column in COLUMNS if columns.count(column) > 1]

@@ -33,11 +33,11 @@ from rich.progress import (
 )
 
 from coop.data.convert import make_split_file, unpack_idx
-from coop.data.dataset import path_fault, reason, shortened
+from coop.data.dataset import path_fault, shortened
 from coop.data.hub import export
 from coop.data.spec import DatasetSpec, Download, dataset_folder
 from coop.data.splits import find_split_file
-from coop.errors import CoopError
+from coop.errors import CoopError, first_line
 
 WORK = ".prepare"  # folder in the dataset's own, so that renaming never crosses a file system
 TRIES = 5  # in a row without a byte of progress
@@ -220,7 +220,7 @@ def extract(archive: Path, target: Path, below: str = "") -> None:
     except BaseException as error:
         shutil.rmtree(target, ignore_errors=True)
         if isinstance(error, DAMAGED):
-            raise CoopError(f"cannot unpack {archive}: {reason(error)}") from error
+            raise CoopError(f"cannot unpack {archive}: {first_line(error)}") from error
         raise
 
 
@@ -295,7 +295,7 @@ def download(
     try:
         pooch.retrieve(url, _known_hash(md5, sha256), path.name, path.parent, downloader=fetch)
     except ValueError as error:
-        found = reason(error).split(". ")[0]
+        found = first_line(error).split(". ")[0]
         raise CoopError(f"{url} is not the file that it should be: {found}") from error
 
 
@@ -365,13 +365,13 @@ def _fetch(url: str, part: Path, bar: Progress, task: TaskID, deadline: float) -
             _discard(part)
         if error.code in (408, 416, 429) or error.code >= 500:
             raise _Broken(f"HTTP {error.code}") from error
-        raise CoopError(f"the server refuses {url}: HTTP {error.code} {reason(Exception(error.reason))}") from error
+        raise CoopError(f"the server refuses {url}: HTTP {error.code} {first_line(Exception(error.reason))}") from error
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in NO_REMEDY:
             raise CoopError(f"cannot write {part}: {error.strerror}") from error
-        raise _Broken(reason(error)) from error
+        raise _Broken(first_line(error)) from error
     except ValueError as error:
-        raise CoopError(f"{shortened(url)} is not a web address: {reason(error)}") from error
+        raise CoopError(f"{shortened(url)} is not a web address: {first_line(error)}") from error
 
 
 def _check_space(part: Path, needed: int) -> None:

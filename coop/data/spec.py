@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from coop.data.dataset import CONTROL, reason, shortened
-from coop.errors import CoopError, unknown
+from coop.data.dataset import CONTROL, shortened
+from coop.errors import CoopError, first_line, unknown
 from coop.io import resource_folder
 
 HUBS = ("torchvision", "huggingface")
@@ -108,7 +108,7 @@ def parse_description(mapping: Mapping[str, Any]) -> DatasetSpec:
     try:
         spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DatasetSpec), dict(mapping)))
     except OmegaConfBaseException as error:
-        message = f"{error.full_key or 'it'}: {reason(Exception(str(error).splitlines()[0]))}"
+        message = f"{error.full_key or 'it'}: {first_line(error)}"
         raise CoopError(f"the description of dataset {shortened(mapping.get('name'))} is wrong: {message}") from error
     assert isinstance(spec, DatasetSpec)
     for key, value in vars(spec).items():

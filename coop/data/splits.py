@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coop.data.dataset import CONTROL, EMPTY, OUTSIDE, PARTS, Dataset, Split, path_fault, reason, shortened
+from coop.data.dataset import CONTROL, EMPTY, OUTSIDE, PARTS, Dataset, Split, path_fault, shortened
 from coop.data.few_shot import places_by_class
 from coop.data.spec import DatasetSpec
-from coop.errors import CoopError, one_line
-from coop.io import atomic_write
+from coop.errors import CoopError, first_line, one_line
+from coop.io import atomic_write, read_file
 
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.2  # CoOp's DTD.read_and_split_data; the rest is test
 CARVED_SHARE = 0.2  # CoOp's OxfordPets.split_trainval
@@ -180,11 +180,11 @@ def own_split(rule: str, seed: int) -> str:
 def load_json(path: Path) -> Any:
     """Return what a JSON file holds; CoopError if it cannot be read."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_file(path))
     except OSError as error:
-        raise CoopError(f"cannot read {path}: {error.strerror}") from error
+        raise CoopError(f"cannot read {path}: {first_line(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise CoopError(f"{path} is not a JSON file: {reason(error)}") from error
+        raise CoopError(f"{path} is not a JSON file: {first_line(error)}") from error
 
 
 def load_split_file(path: Path) -> dict[str, list[Row]]:

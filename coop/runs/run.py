@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import shlex
 import sys
@@ -90,7 +91,7 @@ class Resources(Datasets):
         """Return a run's folder: that of a finished run of the same key where an older version named it otherwise."""
         folder = key.folder(results)
         siblings = folder.parent
-        if (folder / RESULT).is_file() or not siblings.is_dir():
+        if os.path.lexists(folder / RESULT) or not siblings.is_dir():
             return folder
         if siblings not in self._done:
             self._done[siblings] = {r.key: r.folder for r in stored_runs(siblings) if r.state == "done" and r.key}
@@ -112,7 +113,7 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether it has a result already."""
-        return (self.folder / RESULT).is_file()
+        return os.path.lexists(self.folder / RESULT)
 
 
 def prepare(config: RunConfig, resources: Resources) -> Run:

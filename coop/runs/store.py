@@ -11,7 +11,7 @@ failure.json             instead, why it is not
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from coop.data.dataset import joined
 from coop.errors import CoopError, first_line, short
-from coop.io import atomic_write, write_json
+from coop.io import atomic_write, read_file, write_json
 from coop.runs.key import RunKey
 
 RESULT, FAILURE, CONFIG, SAMPLE = "result.json", "failure.json", "config.yaml", "sample.json"
@@ -128,19 +128,23 @@ def stored_runs(results: Path) -> list[StoredRun]:
     """
     if not results.is_dir():
         raise CoopError(f"there is no results folder {results}: name it, or run something first (coop run)")
-    return [stored_run(folder) for folder in _run_folders(results)]
+    unreadable: list[OSError] = []
+    runs = [stored_run(folder) for folder in _run_folders(results, unreadable.append)]
+    damaged = [StoredRun(Path(e.filename), "damaged", None, error=first_line(e)) for e in unreadable]
+    return sorted([*runs, *damaged], key=lambda run: run.folder)
 
 
-def _run_folders(results: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(results):
+def _run_folders(results: Path, refused: Callable[[OSError], None]) -> Iterator[Path]:
+    """Yield the folders that hold a result or a failure; `refused` hears of those that cannot be read."""
+    for place, folders, files in os.walk(results, onerror=refused):
         folders.sort()
-        if RESULT in files or FAILURE in files:
+        if not {RESULT, FAILURE}.isdisjoint([*files, *folders]):
             yield Path(place)
 
 
 def stored_run(folder: Path) -> StoredRun:
     """Return the run of a folder that has a result or a failure. A result wins."""
-    path = folder / RESULT if (folder / RESULT).exists() else folder / FAILURE
+    path = folder / RESULT if os.path.lexists(folder / RESULT) else folder / FAILURE
     key: RunKey | None = None
     try:
         content = _read(path)
@@ -161,7 +165,7 @@ def stored_run(folder: Path) -> StoredRun:
 def _read(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_BYTES:
         raise CoopError("too large for a result")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(read_file(path))
     if not isinstance(content, dict):
         raise CoopError("not a JSON object")
     return content

@@ -146,7 +146,7 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether it has a result already."""
-        return (self.folder / RESULT).is_file()
+        return os.path.lexists(self.folder / RESULT)
 
     @property
     def name(self) -> str:
@@ -514,7 +514,7 @@ def describe(folder: Path, results: Path) -> str:
     """Return what a finished run found, in a few lines. Raises CoopError where its result is damaged."""
     run = stored_run(folder)
     if run.state != "done":
-        raise CoopError(f"{folder}: {run.error}: remove the folder, and run it again")
+        raise CoopError(f"{folder}: {run.error}: mend that, or remove the folder and run it again")
     lines, width = [run_name(folder, results)], max(map(len, run.targets))
     for name, m in run.targets.items():
         accuracy, f1, ece = (f"{100 * m[key]:.2f} %" for key in ("accuracy", "macro_f1", "ece"))

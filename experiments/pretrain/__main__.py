@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from coop.clip.backbone import RANDOM, load_backbone
 from coop.clip.lit_lite import CHECKPOINT_FILE, CONFIG_FILE
-from coop.errors import CoopError
+from coop.errors import CoopError, explanation
 from experiments.pretrain.loop import DTYPES, Schedule
 from experiments.pretrain.model import image_features, train, write_model
 from experiments.pretrain.pairs import read_pairs
@@ -32,12 +31,11 @@ def main(words: Sequence[str] | None = None) -> int:
             return pretrain(args)
     except Timeout:
         return fail(f"another process trains into {args.out}: wait for it, or give another --out", 2)
-    except CoopError as error:
-        return fail(str(error), 2)
-    except (OSError, SafetensorError, MemoryError) as error:
-        return fail(f"the system refused: {error or type(error).__name__}; checkpoints that were written are kept", 1)
-    except KeyboardInterrupt:
-        return fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = explanation(error)
+        if not text:
+            raise
+        return fail(text, code)
 
 
 def fail(message: str, code: int) -> int:
