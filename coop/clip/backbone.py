@@ -352,6 +352,8 @@ def check_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except RuntimeError as error:
         raise unknown("device", str(device), ["auto", "cpu", "cuda", "cuda:0"]) from error
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise CoopError(f"device={device} was asked for, but PyTorch finds none here")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise CoopError(f"device={device} was asked for, but {torch.cuda.device_count()} CUDA devices were found")
     return found
