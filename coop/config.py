@@ -221,6 +221,8 @@ def described(name: str, changes: Mapping[str, Any]) -> DatasetSpec:
         nested: dict[str, Any] = {}
         for key, value in changes.items():
             head, _, rest = key.partition(".")
+            if rest and not isinstance(nested.get(head, {}), Mapping):
+                raise CoopError(f"dataset.{key}={short(value)}: dataset.{head} has a value, {short(nested[head])}")
             nested[head] = {**nested.get(head, {}), rest: value} if rest else value
         _described[known] = load_description(name, **nested)
     return _described[known]
@@ -391,12 +393,12 @@ def resolve_interpolations(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if not any(isinstance(value, str) and "${" in value for value in values.values()):
         return values
     root: Any = OmegaConf.create({})
-    for key, value in {**{f.name: f.default for f in fields(RunSettings)}, **GROUPS, **values}.items():
-        if key not in GROUPS:
-            OmegaConf.update(root, key, value, force_add=True)
-        elif not any(other.startswith(f"{key}.") for other in values):
-            root[key] = value
     try:
+        for key, value in {**{f.name: f.default for f in fields(RunSettings)}, **GROUPS, **values}.items():
+            if key not in GROUPS:
+                OmegaConf.update(root, key, value, force_add=True)
+            elif not any(other.startswith(f"{key}.") for other in values):
+                root[key] = value
         return {
             key: OmegaConf.select(root, key) if isinstance(value, str) and "${" in value else value
             for key, value in values.items()

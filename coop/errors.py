@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 MANY = 60  # more choices than this are not all listed
 LONGEST = 300  # characters of a value or a library's message that an error shows
@@ -38,6 +39,26 @@ def first_line(error: BaseException) -> str:
         text = text.rpartition(advice)[2].partition("Check the documentation")[0]
     lines = text.strip().splitlines() or [""]
     return one_line(" ".join(lines[: 1 + lines[0].endswith(":")]), LONGEST) or type(error).__name__
+
+
+WANTED = {
+    "to Integer": "a whole number",
+    "to Float": "a number",
+    "valid bool": "true or false",
+    "type hint": "a whole number or a word",
+    "to string": "a text",
+}  # what OmegaConf says of a value of a wrong type
+
+
+def wrong_value(error: Any, where: str = "") -> str:
+    """Return what is wrong with the value that OmegaConf refuses for a key, whose first part is `where`."""
+    key = ".".join(part for part in (where, str(error.full_key or "")) if part)
+    if "value 'None'" in str(error):
+        return f"{key}=null: it must have a value"
+    wanted = next((wish for said, wish in WANTED.items() if said in str(error)), None)
+    if wanted:
+        return f"{key}={short(error.value)}: give {wanted}"
+    return f"{key}: {first_line(error)}" if key else first_line(error)
 
 
 def one_line(value: object, length: int = 200) -> str:
@@ -81,7 +102,7 @@ def explanation(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         places = [str(place) for place in (error.filename, error.filename2) if place is not None]
         return 1, f"{first_line(error)}{': ' if places else ''}{' -> '.join(places)}"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # numpy's, torch's
         return 1, "there is not enough memory"
     if type(error).__name__ == "OutOfMemoryError":  # torch's
         return 1, f"there is not enough memory on the GPU: {first_line(error)}"

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from coop.errors import CoopError, first_line, unknown
+from coop.errors import CoopError, unknown, wrong_value
 
 Tap = Literal["final", "pre_projection", "pixels"]  # image features, features before the last projection, uint8 pixels
 PLUGINS = "coop.methods"  # the entry-point group in which other packages offer methods
@@ -1136,10 +1136,7 @@ def from_mapping(kind: type[AnyType], values: Mapping[str, Any], where: str = ""
                     OmegaConf.set_readonly(schema[key], False)
             _parsed[known] = OmegaConf.to_object(OmegaConf.merge(schema, dict(values)))
         except OmegaConfBaseException as error:
-            key = ".".join(part for part in (where, str(getattr(error, "full_key", "") or "")) if part)
-            if key and "value 'None'" in str(error):
-                raise CoopError(f"{key}=null: it must have a value") from error
-            raise CoopError(f"{key}: {first_line(error)}" if key else first_line(error)) from error
+            raise CoopError(wrong_value(error, where)) from error
     found: AnyType = _parsed[known]
     return found
 

@@ -388,6 +388,7 @@ def own_words(words: list[str]) -> list[str]:
         (["+experiment=demo"], "coop run -m +experiment=demo"),
         (["-m", "+experiment=dmo"], "did you mean 'demo'"),
         (["-m", "+experiment=demo,few_shot"], "one study"),
+        (["-m", "+experiment="], "one study"),
         (["-m", "+experiment=demo", "sample_file=x.json"], "sample_file"),
     ],
 )

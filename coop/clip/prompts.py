@@ -86,6 +86,7 @@ def learned_rows(
     """
     if ctx_position not in CTX_POSITIONS:
         raise unknown("ctx_position", ctx_position, CTX_POSITIONS)
+    check_n_ctx(n_ctx, context_length)
     names = [readable_name(name) for name in class_names]
     alone = [len(body) for body in vocabulary.body(names)]
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[ctx_position]
@@ -124,6 +125,12 @@ def text_rows(vocabulary: Vocabulary, texts: Sequence[str], context_length: int)
     if rows:
         check_lengths(rows, texts, context_length)
     return rows
+
+
+def check_n_ctx(n_ctx: int, context_length: int) -> None:
+    """Raise CoopError for more context vectors than the tower reads tokens, before rows are made of them."""
+    if n_ctx > context_length:
+        raise CoopError(f"n_ctx={n_ctx}: the text tower reads {context_length} tokens, the class name among them")
 
 
 def check_lengths(rows: Sequence[Row], class_names: Sequence[str], context_length: int, n_ctx: int = 0) -> None:

@@ -169,7 +169,12 @@ def cleaned(folders: Sequence[str]) -> list[str]:
 
 def _readable(spec: DatasetSpec, names: Sequence[str]) -> list[str]:
     """Return class names as prompts have them: cleaned and renamed as the description says."""
-    return [spec.rename.get(name, name) for name in (cleaned(names) if spec.clean_names else names)]
+    names = cleaned(names) if spec.clean_names else names
+    strange = [] if spec.directory else sorted(set(spec.rename) - set(names))  # shipped descriptions rename absent ones
+    if strange:
+        known = one_line(", ".join(names[:5]))
+        raise CoopError(f"dataset.rename: {shortened(strange[0])} is no class of {known}, ...")
+    return [spec.rename.get(name, name) for name in names]
 
 
 def _class_names(spec: DatasetSpec, content: Content, folder: Path) -> list[str]:

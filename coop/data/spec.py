@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from coop.data.dataset import CONTROL, shortened
-from coop.errors import CoopError, first_line, unknown
+from coop.errors import CoopError, unknown, wrong_value
 from coop.io import resource_folder
 
 HUBS = ("torchvision", "huggingface")
@@ -108,8 +108,8 @@ def parse_description(mapping: Mapping[str, Any]) -> DatasetSpec:
     try:
         spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DatasetSpec), dict(mapping)))
     except OmegaConfBaseException as error:
-        message = f"{error.full_key or 'it'}: {first_line(error)}"
-        raise CoopError(f"the description of dataset {shortened(mapping.get('name'))} is wrong: {message}") from error
+        name = shortened(mapping.get("name"))
+        raise CoopError(f"the description of dataset {name} is wrong: {wrong_value(error)}") from error
     assert isinstance(spec, DatasetSpec)
     for key, value in vars(spec).items():
         if isinstance(value, str) and key != "manual" and (CONTROL.search(value) or len(value) > 1000):

@@ -310,7 +310,7 @@ def split_experiment(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """Return the study that `+experiment=NAME` names, if there is one, and the other words."""
     chosen = [text for text in words if re.match(r"\+{0,2}experiment=", text)]
     names = [text.split("=", 1)[1] for text in chosen]
-    if len(names) > 1 or any("," in name for name in names):
+    if len(names) > 1 or any("," in name or not name for name in names):
         raise CoopError(f"{' '.join(chosen)}: a sweep runs one study; name one, and start the others after it")
     return (names[0] if names else None), [text for text in words if text not in chosen]
 
