@@ -3,8 +3,9 @@
     python -m experiments.costs [STUDY ...]
 
 Nothing is run: steps follow from the protocol, images from the datasets' published sizes, rates are below with their
-origin. Images are counted once for each backbone, as the cache keeps them, and eleven times where a method is trained
-on random views. Not counted: linear probes, and what is done once, such as loading a backbone.
+origin. Views of images are counted once for each backbone, as the cache keeps them: the test view, and one for each
+epoch where a method is trained on new ones. Not counted: linear probes, and what is done once, such as loading a
+backbone.
 """
 
 import sys
@@ -84,18 +85,23 @@ def classes_of(about: Mapping[str, Any]) -> int:
 def images_of(runs: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Return the views of images that are encoded, by backbone: test sets once, samples as far as they differ."""
     tests: set[tuple[str, str]] = set()
-    samples: dict[tuple[str, str, bool], set[tuple[Any, int]]] = {}
+    samples: dict[tuple[str, str], dict[int, set[tuple[Any, int]]]] = {}  # by the number of random views
     for about in runs:
         tests |= {(about["backbone"], name) for name in (about["dataset"], *about.get("targets", ()))}
-        views = about.get("epochs", 0) != 0 and about.get("augment.views") == 10
+        asked, epochs = about.get("augment.views", 0), about.get("epochs") or 0
+        views = epochs if asked == "epochs" else asked if epochs else 0
         if about["shots"]:
-            place = (about["backbone"], about["dataset"], views)
-            samples.setdefault(place, set()).add((about["shots"], about["seed"]))
+            of_set = samples.setdefault((about["backbone"], about["dataset"]), {})
+            of_set.setdefault(views, set()).add((about["shots"], about["seed"]))
     out: dict[str, float] = {}
     for backbone, name in tests:
         out[backbone] = out.get(backbone, 0) + (load_description(name).expected.test or 0)
-    for (backbone, name, views), drawn in samples.items():
-        out[backbone] += drawn_images(name, drawn) * (11 if views else 1)
+    for (backbone, name), drawn in samples.items():
+        before = -1  # the test view is the first
+        for views in sorted(drawn):  # an image has as many views as the run that wants most of it
+            wanting = set().union(*(some for other, some in drawn.items() if other >= views))
+            out[backbone] += drawn_images(name, wanting) * (views - before)
+            before = views
     return out
 
 
