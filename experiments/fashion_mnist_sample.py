@@ -7,15 +7,18 @@ as images is `coop data prepare fashion_mnist`.
 """
 
 import argparse
+import io
 import random
 import sys
-import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
+from PIL import Image
+
 from coop.data import load_description
-from coop.data.convert import idx_rows, write_idx_images
 from coop.data.few_shot import few_shot_sample, sample_indices
+from coop.data.hub import idx_source, labelled, with_val
 from coop.data.splits import Row, write_split_file
 from coop.errors import CoopError
 from coop.io import atomic_write
@@ -42,11 +45,13 @@ def take_sample(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
     return {part: sorted(item for item in rows[part] if item[0] in chosen[part]) for part in ("train", "val", "test")}
 
 
-def write_archive(images: Path, archive: Path, rows: dict[str, list[Row]]) -> None:
-    """Write the PNG files of a split's rows below `images` into a ZIP file, not compressed again, sorted by name."""
+def write_archive(images: Mapping[str, Image.Image], archive: Path) -> None:
+    """Write images as PNG files into a ZIP file, not compressed again, sorted by name."""
     with atomic_write(archive) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as zipped:
-        for path in sorted(path for part in rows.values() for path, _, _ in part):
-            zipped.writestr(zipfile.ZipInfo(path, WRITTEN), (images / path).read_bytes())
+        for path in sorted(images):
+            content = io.BytesIO()
+            images[path].save(content, format="PNG", optimize=True)
+            zipped.writestr(zipfile.ZipInfo(path, WRITTEN), content.getvalue())
 
 
 def main() -> int:
@@ -56,10 +61,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write into")
     args = parser.parse_args()
     try:
-        rows = take_sample(idx_rows(args.files, CLASS_NAMES))
-        with tempfile.TemporaryDirectory() as place:
-            write_idx_images(args.files, Path(place), rows)
-            write_archive(Path(place), args.out / "images.zip", rows)
+        source = idx_source(args.files, CLASS_NAMES)
+        whole = {part: list(labelled(source, part)) for part in source.parts}
+        rows = take_sample(with_val({part: [row for row, _ in items] for part, items in whole.items()}))
+        chosen = {row[0] for of_part in rows.values() for row in of_part}
+        images = {row[0]: image for items in whole.values() for row, image in items if row[0] in chosen}
+        write_archive(images, args.out / "images.zip")
         write_split_file(args.out / SPLIT_FILE, rows)
     except CoopError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from coop.data.convert import action_name
+from coop.data.annotations import action_name
 from coop.errors import CoopError, first_line
 from coop.io import track
 

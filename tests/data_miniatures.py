@@ -3,8 +3,6 @@
 from pathlib import Path
 
 from coop.data import Dataset, load_description, read_dataset
-from coop.data.convert import make_split_file
-from coop.data.spec import dataset_folder
 
 
 def touch(root: Path, *paths: str) -> None:
@@ -20,13 +18,6 @@ def write(path: Path, *lines: str) -> None:
 
 def read(name: str, data_root: Path, /, **overrides: object) -> Dataset:
     return read_dataset(load_description(name, **overrides), data_root)
-
-
-def read_annotations(name: str, data_root: Path, /, **overrides: object) -> Dataset:
-    """Read a dataset whose split file `coop data prepare` makes of annotation files."""
-    spec = load_description(name, **overrides)
-    make_split_file(spec, dataset_folder(spec, data_root))
-    return read_dataset(spec, data_root)
 
 
 def counts(dataset: Dataset) -> tuple[int, int, int]:

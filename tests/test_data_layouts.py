@@ -9,7 +9,7 @@ from scipy.io import savemat
 
 from coop.data import dataset_descriptions, load_description
 from coop.errors import CoopError
-from tests.data_miniatures import counts, make_class_folders, name_of, read, read_annotations, touch, write
+from tests.data_miniatures import counts, make_class_folders, name_of, read, touch, write
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,11 @@ def test_oxford_pets(tmp_path: Path) -> None:
     write(tmp_path / "oxford_pets/annotations/trainval.txt", *lines(breeds, range(10)))
     write(tmp_path / "oxford_pets/annotations/test.txt", *lines(breeds, range(10, 15)))
     touch(tmp_path, "oxford_pets/images/Abyssinian_1.jpg")
-    dataset = read_annotations("oxford_pets", tmp_path)
+    dataset = read("oxford_pets", tmp_path)
     assert dataset.class_names == ("abyssinian", "american_pit_bull_terrier")
     assert counts(dataset) == (16, 4, 10)
-    assert dataset.split_source.startswith("own split: val is 20 %")
+    assert dataset.split_source.startswith("official annotation files; own split: val is 20 % of every class of train")
+    assert "split_zhou_OxfordPets.json is not in" in dataset.notes[0]
     assert name_of(dataset)["american_pit_bull_terrier_12.jpg"] == "american_pit_bull_terrier"
     assert sorted(dataset.test.paths) == sorted(f"{b}_{i}.jpg" for b in breeds for i in range(10, 15))
 
@@ -106,7 +107,7 @@ def make_cars(root: Path) -> None:
 
 def test_stanford_cars(tmp_path: Path) -> None:
     make_cars(tmp_path / "stanford_cars")
-    dataset = read_annotations("stanford_cars", tmp_path)
+    dataset = read("stanford_cars", tmp_path)
     assert dataset.class_names == ("2000 AM General Hummer SUV", "2012 Ram C/V Cargo Van Minivan")
     assert counts(dataset) == (16, 4, 4)
     names = name_of(dataset)
@@ -121,7 +122,7 @@ def test_oxford_flowers(tmp_path: Path) -> None:
     (folder / "cat_to_name.json").write_text(
         json.dumps({"2": "hard-leaved pocket orchid", "1": "pink primrose", "3": "rose"})
     )
-    dataset = read_annotations("oxford_flowers", tmp_path)
+    dataset = read("oxford_flowers", tmp_path)
     assert dataset.class_names == ("pink primrose", "hard-leaved pocket orchid", "rose")
     assert counts(dataset) == (15, 6, 9)
     assert dataset.train.labels[0] == 1, "classes come in order of first appearance, as few-shot sampling sees them"
@@ -153,7 +154,7 @@ def test_sun397(tmp_path: Path) -> None:
     both = ("/a/apartment_building/outdoor", "/a/abbey")
     write(folder / "Training_01.txt", *(f"{place}/sun_{i}.jpg" for place in both for i in range(5)))
     write(folder / "Testing_01.txt", *(f"{place}/sun_{i}.jpg" for place in both for i in range(5, 8)))
-    dataset = read_annotations("sun397", tmp_path)
+    dataset = read("sun397", tmp_path)
     assert dataset.class_names == ("abbey", "outdoor apartment_building")
     assert counts(dataset) == (8, 2, 6)
     assert dataset.test[0] == ("a/apartment_building/outdoor/sun_5.jpg", 1)
@@ -170,7 +171,7 @@ def test_ucf101(tmp_path: Path) -> None:
         "YoYo/v_YoYo_g01_c01.avi",
         "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi",
     )
-    dataset = read_annotations("ucf101", tmp_path)
+    dataset = read("ucf101", tmp_path)
     assert dataset.class_names == ("Apply_Eye_Makeup", "Yo_Yo")
     assert counts(dataset) == (8, 2, 2)
     assert dataset.test[0] == ("Yo_Yo/v_YoYo_g01_c01.jpg", 1)
@@ -187,11 +188,12 @@ def test_every_description_is_whole() -> None:
 
 
 def test_split_file_wins_over_annotations(tmp_path: Path) -> None:
-    make_cars(tmp_path / "stanford_cars")
-    with pytest.raises(CoopError, match="coop data prepare stanford_cars"):
+    touch(tmp_path, "stanford_cars/cars_train/00001.jpg")
+    with pytest.raises(CoopError, match="no split_zhou_StanfordCars.json.*cars_meta.mat is missing.*data prepare"):
         read("stanford_cars", tmp_path)
-    own = read_annotations("stanford_cars", tmp_path)
-    assert own.own_split and own.digest != read_annotations("stanford_cars", tmp_path, split_seed=2).digest
+    make_cars(tmp_path / "stanford_cars")
+    own = read("stanford_cars", tmp_path)
+    assert own.own_split and own.digest != read("stanford_cars", tmp_path, split_seed=2).digest
     split = {
         part: [[f"cars_{part}/1.jpg", 0, "2012 Car"], ["cars_train/2.jpg", 1, "2011 Car"]] for part in ("train", "test")
     }

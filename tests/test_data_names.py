@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from coop.data import load_description, load_split_file
-from coop.data.convert import action_name, year_first
+from coop.data.annotations import action_name, year_first
 
 pytestmark = pytest.mark.assets
 

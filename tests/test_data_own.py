@@ -55,6 +55,10 @@ def test_csv_with_and_without_a_split(tmp_path: Path) -> None:
     assert bare.class_names == ("ant", "zebra"), "names without labels are sorted"
     assert counts(bare) == (10, 4, 6)
     assert bare.split_source == "bare.csv; own split: 50/20/30 of every class, seed 1"
+    write(tmp_path / "list.csv", "path,class,split", *(f"{i}.png,ant,{'val' if i < 3 else 'train'}" for i in range(10)))
+    lacking = read("csv", Path("unused"), file=str(tmp_path / "list.csv"))
+    assert counts(lacking) == (6, 1, 3), "as of a folder, val is the test part where there is none"
+    assert "own split: val is the test part; own split: val is 20 %" in lacking.split_source
 
 
 def test_classes_called_train_and_test_are_had_with_a_flat_layout(tmp_path: Path) -> None:

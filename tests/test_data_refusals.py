@@ -8,7 +8,7 @@ from scipy.io import savemat
 
 from coop.data import check_images, load_split_file, read_dataset
 from coop.errors import CoopError
-from tests.data_miniatures import make_class_folders, read, read_annotations, touch, write
+from tests.data_miniatures import make_class_folders, read, touch, write
 
 GOOD = ["a/1.jpg", 0, "cat"]
 
@@ -138,7 +138,7 @@ def test_bad_folders(tmp_path: Path, folders: list[str], fault: str) -> None:
         (["path,label,class name", "1.jpg,x,cat"], "row 2: the label 'x'"),
         (["path,label", "1.jpg,0", "2.jpg"], "row 3: 1 cells"),
         (["path,class", "../1.jpg,cat"], "leaves the image folder"),
-        (["path,class,split", "1.jpg,cat,train"], "no test images"),
+        (["path,class,split", "1.jpg,cat,train"], "only train images"),
     ],
 )
 def test_bad_csv(tmp_path: Path, lines: list[str], fault: str) -> None:
@@ -151,13 +151,13 @@ def test_damaged_mat_files(tmp_path: Path) -> None:
     folder = tmp_path / "oxford_flowers"
     touch(folder, "jpg/image_00001.jpg", "imagelabels.mat")
     with pytest.raises(CoopError, match="imagelabels.mat is not the official file"):
-        read_annotations("oxford_flowers", tmp_path)
+        read("oxford_flowers", tmp_path)
     savemat(folder / "imagelabels.mat", {"other": [1]})
     with pytest.raises(CoopError, match="is not the official file .*labels"):
-        read_annotations("oxford_flowers", tmp_path)
+        read("oxford_flowers", tmp_path)
     touch(tmp_path, "stanford_cars/x.jpg")
     with pytest.raises(CoopError, match="cars_meta.mat is missing"):
-        read_annotations("stanford_cars", tmp_path)
+        read("stanford_cars", tmp_path)
 
 
 def test_imagenet_refusals(tmp_path: Path) -> None:

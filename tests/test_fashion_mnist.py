@@ -6,6 +6,7 @@ import json
 import random
 import zipfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ import pytest
 from PIL import Image
 
 from coop.data import load_description, load_split_file, read_dataset
-from coop.data.convert import idx_file, idx_rows, read_idx, write_idx_images
+from coop.data.hub import idx_file, idx_source, labelled, read_idx, with_val
 from coop.data.prepare import prepare_dataset
-from coop.data.splits import rows_of, write_split_file
+from coop.data.splits import Row, rows_of
 from coop.errors import CoopError
 from experiments.fashion_mnist_sample import CLASS_NAMES, FILES, OUT, SPLIT_FILE, take_sample
 
@@ -40,36 +41,32 @@ def files(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_image_lands_in_its_class_folder_under_its_number(files: Path, tmp_path: Path) -> None:
-    rows = idx_rows(files, NAMES)
-    write_idx_images(files, tmp_path / "images", rows)
+def whole_rows(folder: Path, names: Sequence[str]) -> dict[str, list[Row]]:
+    """Return the split of the four files in `folder`."""
+    source = idx_source(folder, names)
+    return with_val({part: [row for row, _ in labelled(source, part)] for part in source.parts})
+
+
+def test_prepare_makes_images_and_split_of_files_put_there_by_hand(files: Path, tmp_path: Path) -> None:
+    """Nothing is fetched; every image lands in its class's folder under its number."""
+    description = load_description("fashion_mnist", downloads=[], idx_classes=list(NAMES))
+    said: list[str] = []
+    place = tmp_path / "fashion_mnist"
+    place.mkdir()
+    files.rename(place / "files")
+    assert prepare_dataset(description, tmp_path, said.append)
+    assert said == ["split_fashion_mnist.json: written, with the images in images"]
+    rows = load_split_file(place / SPLIT_FILE)
+    assert rows == whole_rows(place / "files", NAMES)
     assert {part: len(items) for part, items in rows.items()} == {"train": 16, "val": 4, "test": 6}
     assert ("ankle_boot/test_00003.png", 1, "ankle boot") in rows["test"]
     for path, label, name in [row for part in rows.values() for row in part]:
         number = int(path[-9:-4])
-        picture = np.asarray(Image.open(tmp_path / "images" / path))
+        picture = np.asarray(Image.open(place / "images" / path))
         assert picture.shape == (28, 28)
         assert set(picture.flat) == {number + (100 if "/test_" in path else 0)}
         assert name == NAMES[label] == NAMES[number % 2]
-
-
-def test_split_file_is_read_back(files: Path, tmp_path: Path) -> None:
-    rows = idx_rows(files, NAMES)
-    write_split_file(tmp_path / "split.json", rows)
-    assert load_split_file(tmp_path / "split.json") == rows
-
-
-def test_prepare_makes_images_and_split_of_files_put_there_by_hand(files: Path, tmp_path: Path) -> None:
-    """Nothing is fetched: what the description would download lies in the folder already."""
-    description = load_description("fashion_mnist", downloads=[], idx_classes=list(NAMES))
-    said: list[str] = []
-    (tmp_path / "fashion_mnist").mkdir()
-    files.rename(tmp_path / "fashion_mnist" / "files")
-    assert prepare_dataset(description, tmp_path, said.append)
-    split = load_split_file(tmp_path / "fashion_mnist" / SPLIT_FILE)
-    for path, _, _ in [row for part in split.values() for row in part]:
-        assert (tmp_path / "fashion_mnist" / "images" / path).is_file()
-    assert "images: written from the files in files" in said
+    assert not read_dataset(description, tmp_path).own_split
 
 
 def test_damaged_and_missing_files_are_named(files: Path) -> None:
@@ -83,7 +80,7 @@ def test_damaged_and_missing_files_are_named(files: Path) -> None:
         read_idx(path)
     path.unlink()
     with pytest.raises(CoopError, match=r"no file train-labels-idx1-ubyte\.gz"):
-        idx_rows(files, NAMES)
+        idx_source(files, NAMES)
 
 
 def test_sample_is_balanced_and_within_its_size() -> None:
@@ -106,7 +103,7 @@ def test_sample_is_balanced_and_within_its_size() -> None:
 
 @pytest.mark.skipif(not FILES.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
 def test_sample_is_what_the_script_takes_from_the_whole_set() -> None:
-    rows = take_sample(idx_rows(FILES, CLASS_NAMES))
+    rows = take_sample(whole_rows(FILES, CLASS_NAMES))
     assert load_split_file(OUT / SPLIT_FILE) == rows
     train = read_idx(idx_file(FILES, "train", "images"))
     with zipfile.ZipFile(OUT / "images.zip") as images:

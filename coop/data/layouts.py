@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from coop.data.annotations import ANNOTATIONS, read_fields, read_lines
 from coop.data.dataset import (
     EMPTY,
     PARTS,
@@ -24,21 +25,18 @@ from coop.data.dataset import (
 from coop.data.images import SUFFIXES, unpacked_images
 from coop.data.spec import DatasetSpec, dataset_folder, parse_description, prepare_command
 from coop.data.splits import (
-    CARVED_RULE,
-    THREE_WAY_RULE,
     Content,
     Row,
-    carve_val,
     check_distinct,
+    completed,
     content_notes,
+    content_of,
     find_split_file,
     is_class_name,
     load_json,
     load_split_file,
     names_of,
-    own_split,
     split_of,
-    three_way_parts,
 )
 from coop.errors import CoopError, first_line, one_line, unknown
 from coop.io import cache_folder, resource_folder, track, write_text
@@ -48,6 +46,7 @@ PART_FOLDERS = {  # the spellings in use, Hugging Face's imagefolder included
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+HUB_FILE = "split.json"  # of dataset=hub
 PART_OF = {spelling: part for part, spellings in PART_FOLDERS.items() for spelling in spellings}
 
 
@@ -61,7 +60,10 @@ def read_dataset(description: DatasetSpec | Mapping[str, Any], data_root: Path) 
     given = find_split_file(spec, folder)
     if not given and spec.reader not in READERS:
         raise unknown("reader", one_line(spec.reader), READERS)
-    content = _read_split_file(spec, *given) if given else READERS[spec.reader](spec, folder, root)
+    if given:
+        content = content_of(load_split_file(given[0]), str(given[0]), given[1], spec.same_names)
+    else:
+        content = completed(READERS[spec.reader](spec, folder, root), spec.split_seed)
     notes = list(content.notes)
     if "own split" in content.split_source:
         notes.insert(0, _own_split_note(spec, folder, content))
@@ -123,19 +125,35 @@ def _existing_folders(spec: DatasetSpec, data_root: Path) -> tuple[Path, Path]:
     return folder, root
 
 
-def _read_split_file(spec: DatasetSpec, path: Path, source: str) -> Content:
-    parts = load_split_file(path)
-    names = names_of(parts, str(path), spec.same_names)
-    return Content(names, {part: split_of(rows) for part, rows in parts.items()}, source)
-
-
 def _read_official_only(spec: DatasetSpec, folder: Path, root: Path) -> Content:
     """Refuse a dataset that needs a split file, and say how to get one."""
     assert spec.official_split is not None
     raise CoopError(
         f"dataset '{spec.name}' has no {spec.official_split.file} in {folder}: run '{prepare_command(spec)}', "
-        "which fetches it, or makes a split of the official annotation files if they are there"
+        "which fetches it"
     )
+
+
+def read_hub(spec: DatasetSpec, folder: Path, root: Path) -> Content:
+    """Read the list that `coop data prepare hub` wrote of the parts that the library has."""
+    path = folder / HUB_FILE
+    if not path.is_file():
+        raise CoopError(f"dataset '{spec.name}' has no {path}: run '{prepare_command(spec)}', which writes it")
+    parts = {part: rows for part, rows in load_split_file(path).items() if rows}
+    return content_of(parts, str(path), spec.source, spec.same_names)
+
+
+def read_annotations(spec: DatasetSpec, folder: Path, root: Path) -> Content:
+    """Read the official annotation files, which CoOp's split file was made of."""
+    try:
+        parts = ANNOTATIONS[spec.reader](folder)
+    except CoopError as error:
+        split = f"has no {spec.official_split.file} in {folder}, and " if spec.official_split else ""
+        raise CoopError(
+            f"dataset '{spec.name}' {split}cannot be read from its annotation files ({error}): "
+            f"run '{prepare_command(spec)}'"
+        ) from error.__cause__ or error
+    return content_of(parts, str(folder), "official annotation files", spec.same_names)
 
 
 def _own_split_note(spec: DatasetSpec, folder: Path, content: Content) -> str:
@@ -206,15 +224,6 @@ def _renamed(names: Sequence[str], file: Path) -> list[str]:
         if not is_class_name(name):
             raise CoopError(f"{file}: {shortened(name)} is not a class name")
     return [name.strip() for name in content]
-
-
-def read_lines(path: Path) -> list[str]:
-    """Return the non-empty lines of a text file, stripped."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CoopError(f"cannot read {path}: {first_line(error)}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 # Listing folders of class folders: sorted, and kept for the next time where it took long.
@@ -288,20 +297,19 @@ def _image_names(folder: Path) -> list[str]:
 
 
 def read_class_folders(spec: DatasetSpec, folder: Path, root: Path) -> Content:
-    """Read one folder of class folders and split it 50/20/30, as CoOp does without a split file."""
-    return _split_three_ways(spec, root, class_folders(root, spec.ignore))
+    """Read one folder of class folders, a set in one piece."""
+    return _in_one_piece(spec, root, class_folders(root, spec.ignore))
 
 
 def read_folder(spec: DatasetSpec, folder: Path, root: Path) -> Content:
     """Read a folder of your own: train, val and test folders of class folders, or one folder of class folders.
 
-    `dataset.layout` says which; `auto` takes folders called train, val or test for parts. Parts that are missing are
-    made: no val takes 20 % of train; no test makes val the test part.
+    `dataset.layout` says which; `auto` takes folders called train, val or test for parts.
     """
     found = class_folders(root, spec.ignore)
     parts = {part: name for part in PARTS for name in found if PART_OF.get(name.lower()) == part}
     if spec.layout == "flat" or (spec.layout == "auto" and not parts):
-        return _split_three_ways(spec, root, found)
+        return _in_one_piece(spec, root, found)
     if not parts:
         raise CoopError(f"{root} has no folder train, val or test, which dataset.layout=parts asks for")
     strange = sorted(set(found) - set(parts.values()))
@@ -313,14 +321,13 @@ def read_folder(spec: DatasetSpec, folder: Path, root: Path) -> Content:
     return _given_parts(spec, root, parts)
 
 
-def _split_three_ways(spec: DatasetSpec, root: Path, folders: Sequence[str]) -> Content:
+def _in_one_piece(spec: DatasetSpec, root: Path, folders: Sequence[str]) -> Content:
     names = _folder_names(spec, root, folders)
     images = list_images(root, "", folders)
     empty = sorted(set(range(len(folders))) - set(images.labels))
     if empty:
         raise CoopError(f"the class folder {root / folders[empty[0]]} has no images")
-    parts = three_way_parts(images, names, spec.split_seed)
-    return Content(names, parts, own_split(THREE_WAY_RULE, spec.split_seed), follow_links=True)
+    return Content(names, {"train": images}, "", follow_links=True)
 
 
 def _given_parts(spec: DatasetSpec, root: Path, given: dict[str, str]) -> Content:
@@ -333,21 +340,13 @@ def _given_parts(spec: DatasetSpec, root: Path, given: dict[str, str]) -> Conten
             f"or give dataset.layout=flat if {shortened(main)} is a class itself"
         )
     names = _folder_names(spec, root / main, folders)
+    if set(given) == {"train"}:
+        raise CoopError(
+            f"{root} has only the folder {shortened(main)}: add val or test, give the folder of classes as "
+            "dataset.root, or dataset.layout=flat if it is a class itself"
+        )
     parts = {part: _part(root, name, folders) for part, name in given.items()}
-    source = f"folders {', '.join(given.values())}"
-    if "test" not in parts:
-        if "val" not in parts:
-            raise CoopError(
-                f"{root} has only the folder {shortened(main)}: add val or test, give the folder of classes as "
-                "dataset.root, or dataset.layout=flat if it is a class itself"
-            )
-        parts["test"] = parts.pop("val")
-        source += f"; own split: '{given['val']}' is the test part"
-    if "val" not in parts and "train" in parts:
-        train, val = carve_val(parts["train"].labels, spec.split_seed)
-        parts["train"], parts["val"] = parts["train"].subset(train), parts["train"].subset(val)
-        source += f"; {own_split(CARVED_RULE.replace('official ', ''), spec.split_seed)}"
-    return Content(names, {part: parts.get(part, EMPTY) for part in PARTS}, source, follow_links=True)
+    return Content(names, parts, f"folders {', '.join(given.values())}", follow_links=True)
 
 
 def _part(root: Path, name: str, folders: list[str]) -> Split:
@@ -386,12 +385,15 @@ def read_csv(spec: DatasetSpec, folder: Path, root: Path) -> Content:
     cells = _read_cells(path)
     rows = _csv_rows(cells, path)
     names = names_of({"csv": rows}, str(path), same_names=True)
-    if "split" not in cells[0]:
-        source = f"{path.name}; {own_split(THREE_WAY_RULE, spec.split_seed)}"
-        parts = three_way_parts(split_of(rows), names, spec.split_seed)
-    else:
-        parts, source = _csv_parts(rows, [cell["split"] for cell in cells], path, spec.split_seed)
-    return Content(_readable(spec, names), parts, source)
+    parts: dict[str, list[Row]] = {}
+    for number, (row, cell) in enumerate(zip(rows, cells, strict=True), start=2):
+        part = PART_OF.get(cell.get("split", "train").lower())
+        if not part:
+            raise CoopError(f"{path}, row {number}: the split {shortened(cell['split'])} is none of train, val, test")
+        parts.setdefault(part, []).append(row)
+    if "split" in cells[0] and set(parts) == {"train"}:
+        raise CoopError(f"{path} has only train images: add rows of val or test, or leave out the column of splits")
+    return Content(_readable(spec, names), {part: split_of(of_part) for part, of_part in parts.items()}, path.name)
 
 
 def csv_file(spec: DatasetSpec) -> Path:
@@ -446,21 +448,6 @@ def _csv_rows(cells: list[dict[str, str]], path: Path) -> list[Row]:
             "if the column holds class names, call it 'class name'"
         )
     return [(cell["path"], int(cell["label"]), cell[column]) for cell in cells]
-
-
-def _csv_parts(rows: list[Row], parts: list[str], path: Path, seed: int) -> tuple[dict[str, Split], str]:
-    by_part: dict[str, list[Row]] = {part: [] for part in PARTS}
-    for number, (row, part) in enumerate(zip(rows, parts, strict=True), start=2):
-        if part.lower() not in PART_OF:
-            raise CoopError(f"{path}, row {number}: the split {shortened(part)} is none of train, val, test")
-        by_part[PART_OF[part.lower()]].append(row)
-    splits = {part: split_of(of_part) for part, of_part in by_part.items()}
-    source = path.name
-    if not by_part["val"] and by_part["train"]:
-        train, val = carve_val(splits["train"].labels, seed)
-        splits["train"], splits["val"] = splits["train"].subset(train), splits["train"].subset(val)
-        source += f"; {own_split('val is 20 % of every class of train', seed)}"
-    return splits, source
 
 
 # ImageNet and the four sets that test its shifts: class folders of WordNet ids, or V2's numbered folders.
@@ -530,58 +517,16 @@ def _wordnet_names(folders: list[str], names: dict[str, str], place: Path) -> li
     return [names[name] for name in folders]
 
 
-# FGVCAircraft, whose annotation files are its official split.
-
-
-def read_aircraft(spec: DatasetSpec, folder: Path, root: Path) -> Content:
-    """Read images_variant_{train,val,test}.txt, the official split; labels by variants.txt (fgvc_aircraft.py)."""
-    variants = numbered_names(read_lines(folder / "variants.txt"), folder / "variants.txt")
-    parts = {}
-    for part in PARTS:
-        path = folder / f"images_variant_{part}.txt"
-        lines = read_fields(path, " ", 2, "'image variant'")
-        parts[part] = [(f"{image}.jpg", label_of(variants, name, path), name) for image, name in lines]
-    names = names_of(parts, str(folder), spec.same_names)
-    splits = {part: split_of(rows) for part, rows in parts.items()}
-    return Content(names, splits, "official: images_variant_{train,val,test}.txt")
-
-
-def read_fields(path: Path, separator: str, count: int, what: str) -> list[list[str]]:
-    """Return each line of a text file cut into `count` fields, the last of which keeps the rest."""
-    rows = []
-    for number, line in enumerate(read_lines(path), start=1):
-        fields = [field.strip() for field in line.split(separator, count - 1)]
-        if len(fields) < count or not all(fields):
-            raise CoopError(f"{path}, line {number}: expected {what}, found {shortened(line)}")
-        rows.append(fields)
-    return rows
-
-
-def numbered_names(names: Sequence[str], path: Path) -> dict[str, int]:
-    """Return {class name: label} of names in label order; CoopError if one comes twice or there is none."""
-    labels = {name: label for label, name in enumerate(names)}
-    if len(labels) != len(names) or not names:
-        raise CoopError(f"{path} should name each class once, found {len(names)} lines with {len(labels)} names")
-    return labels
-
-
-def label_of(labels: Mapping[str, int], name: str, path: Path) -> int:
-    """Return a class's label; CoopError says which file has a class that the list lacks."""
-    if name not in labels:
-        raise CoopError(f"{path} has the class {shortened(name)}, which the list of classes does not")
-    return labels[name]
-
-
 READERS: Mapping[
     str, Callable[[DatasetSpec, Path, Path], Content]
 ] = {  # given the dataset's folder and its image folder
     "split_file": _read_official_only,
-    "hub": _read_official_only,
+    "hub": read_hub,
     "class_folders": read_class_folders,
     "folder": read_folder,
     "csv": read_csv,
     "imagenet": read_imagenet,
     "imagenet_v2": read_imagenet_v2,
     "wordnet_folders": read_wordnet_folders,
-    "aircraft": read_aircraft,
+    **dict.fromkeys(ANNOTATIONS, read_annotations),
 }

@@ -32,11 +32,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from coop.data.convert import make_split_file, unpack_idx
 from coop.data.dataset import path_fault, shortened
 from coop.data.hub import export
 from coop.data.spec import DatasetSpec, Download, dataset_folder
-from coop.data.splits import find_split_file
 from coop.errors import CoopError, first_line
 
 WORK = ".prepare"  # folder in the dataset's own, so that renaming never crosses a file system
@@ -66,17 +64,10 @@ def prepare_dataset(spec: DatasetSpec, data_root: Path, say: Callable[[str], Non
             except CoopError as error:
                 failures += 1
                 say(f"FAILED: {error}. By hand: put {file_name(item)} into {folder} and run this again")
-        if spec.idx and not failures and not is_complete(spec, folder):
-            unpack_idx(spec, folder)
-            say(f"{spec.images}: written from the files in {spec.idx}")
-        if spec.annotations and spec.official_split and not (folder / spec.official_split.file).is_file():
-            try:
-                own = make_split_file(spec, folder)
-                say(f"{own.name}: made of the annotation files, for as long as the official split file is missing")
-            except CoopError as error:
-                say(f"no own split either: {error}")
-        if spec.reader == "hub" and find_split_file(spec, folder) is None:
+        if (spec.idx or spec.reader == "hub") and not failures and not is_complete(spec, folder):
             say(f"{export(spec, folder).name}: written, with the images in {spec.images}")
+        if spec.official_split and not (folder / spec.official_split.file).is_file():
+            say(f"until {spec.official_split.file} is there, runs make a split of their own where they can, and say so")
         done = is_complete(spec, folder)
         for left in work.iterdir() if done and not failures else ():  # of calls that were killed
             if left.is_dir():

@@ -72,7 +72,6 @@ class DatasetSpec:
     directory: str = ""  # its folder below the data root
     images: str = "."  # image folder in `directory`: paths are relative to it
     official_split: OfficialSplit | None = None
-    annotations: str = ""  # the official annotation files that `coop data prepare` makes an own split of
     rename: dict[str, str] = field(default_factory=dict)  # class folder -> class name
     ignore: list[str] = field(default_factory=list)  # class folders that are left out
     same_names: bool = False  # classes may share a name (ImageNet's missile and sunglasses do)

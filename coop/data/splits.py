@@ -6,7 +6,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from coop.io import atomic_write, read_file
 
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.2  # CoOp's DTD.read_and_split_data; the rest is test
 CARVED_SHARE = 0.2  # CoOp's OxfordPets.split_trainval
-THREE_WAY_RULE = "50/20/30 of every class"
-CARVED_RULE = "val is 20 % of every class of the official train part"
 SAMPLE_FORMAT = "coop few-shot sample 1"
 
 Row = tuple[str, int, str]  # path, label, class name
@@ -30,8 +28,8 @@ class Content:
     """A dataset's parts before it has a name, a template and a digest."""
 
     class_names: list[str]
-    parts: Mapping[str, Split]  # any of train, val, test
-    split_source: str
+    parts: Mapping[str, Split]  # those of train, val and test that are there; train alone is a set in one piece
+    split_source: str  # what they were read from; `completed` adds what was made here
     notes: list[str] = field(default_factory=list)
     follow_links: bool = False
     val_is_test: bool = False
@@ -39,6 +37,12 @@ class Content:
     def part(self, name: str) -> Split:
         """Return the part, empty if the reader gave none."""
         return self.parts.get(name, EMPTY)
+
+
+def content_of(parts: Mapping[str, Sequence[Row]], where: str, split_source: str, same_names: bool = False) -> Content:
+    """Return the content of rows, after the checks of `names_of`; `where` begins each error."""
+    names = names_of(parts, where, same_names)
+    return Content(names, {part: split_of(rows) for part, rows in parts.items()}, split_source)
 
 
 def split_of(rows: Sequence[Row]) -> Split:
@@ -123,7 +127,29 @@ def content_notes(content: Content) -> list[str]:
     return notes
 
 
-# The original's rules for making a split where there is none.
+# The original's rules for making the parts that are not there.
+
+
+def completed(content: Content, seed: int) -> Content:
+    """Return the content with the parts that lack made of those that are there, and `split_source` saying so.
+
+    A set in one piece is split 50/20/30. Without test, val is the test part; without val, 20 % of every class of train
+    become it. A set without train images is left as it is: it can be tested on.
+    """
+    parts, made = dict(content.parts), []
+    if set(parts) == {"train"}:
+        places = three_way(parts["train"].labels, content.class_names, seed)
+        parts = dict(zip(PARTS, map(parts["train"].subset, places), strict=True))
+        made.append(f"50/20/30 of every class, seed {seed}")
+    if "test" not in parts and "val" in parts:
+        parts["test"] = parts.pop("val")
+        made.append("val is the test part")
+    if "val" not in parts and "train" in parts:
+        train, val = map(parts["train"].subset, carve_val(parts["train"].labels, seed))
+        parts |= {"train": train, "val": val}
+        made.append(f"val is 20 % of every class of train, seed {seed}")
+    source = "; ".join(filter(None, [content.split_source, *(f"own split: {rule}" for rule in made)]))
+    return replace(content, parts=parts, split_source=source)
 
 
 def three_way(labels: Sequence[int], class_names: Sequence[str], seed: int) -> tuple[list[int], list[int], list[int]]:
@@ -151,11 +177,6 @@ def three_way(labels: Sequence[int], class_names: Sequence[str], seed: int) -> t
     return train, val, test
 
 
-def three_way_parts(whole: Split, class_names: Sequence[str], seed: int) -> dict[str, Split]:
-    """Return {part: Split} of a set that is split 50/20/30."""
-    return dict(zip(PARTS, map(whole.subset, three_way(whole.labels, class_names, seed)), strict=True))
-
-
 def carve_val(labels: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
     """Return the places of train and val: 20 % of every class become val; a class of one or two keeps all."""
     stream = random.Random(seed)
@@ -167,11 +188,6 @@ def carve_val(labels: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
         val += places[:n_val]
         train += places[n_val:]
     return train, val
-
-
-def own_split(rule: str, seed: int) -> str:
-    """Return how an own split is named in results."""
-    return f"own split: {rule}, seed {seed}"
 
 
 # Split files.
@@ -210,7 +226,7 @@ def write_split_file(path: Path, parts: Mapping[str, Sequence[Row]]) -> None:
 
 
 def find_split_file(spec: DatasetSpec, folder: Path) -> tuple[Path, str] | None:
-    """Return the split file to read and how results call it: the user's, else the official, else the prepared one."""
+    """Return the split file to read and how results call it: the user's, else the official one, if there is one."""
     if spec.split_file:
         path = Path(os.path.expanduser(spec.split_file))
         for candidate in (path, folder / path):
@@ -220,9 +236,6 @@ def find_split_file(spec: DatasetSpec, folder: Path) -> tuple[Path, str] | None:
     official = folder / spec.official_split.file if spec.official_split else None
     if official and os.path.isfile(official):
         return official, split_source(spec, official)
-    prepared = folder / prepared_split_file(spec)
-    if (spec.annotations or spec.reader == "hub") and os.path.isfile(prepared):
-        return prepared, own_split(annotation_rule(spec), spec.split_seed)
     return None
 
 
@@ -234,18 +247,6 @@ def split_source(spec: DatasetSpec, path: Path) -> str:
     if digest == spec.official_split.sha256:
         return path.name
     return f"{path.name} (not the official file: sha256 {digest[:12]})"
-
-
-def prepared_split_file(spec: DatasetSpec) -> str:
-    """Return the name of the split file that `coop data prepare` makes of a dataset's annotation files."""
-    return f"split_own_seed{spec.split_seed}.json"
-
-
-def annotation_rule(spec: DatasetSpec) -> str:
-    """Return the rule for what a dataset's annotation files lack: only the flowers' official parts are not used."""
-    if spec.reader == "hub":
-        return f"what {spec.source} lacks of train, val and test"
-    return THREE_WAY_RULE if spec.annotations == "flowers" else CARVED_RULE
 
 
 # The few-shot sample as a file, so that a subset can be published, shared and trained on again.
