@@ -127,7 +127,7 @@ def test_a_report_of_nothing(tmp_path: Path) -> None:
         Detail("dtd", "a", "b", (), (), (), ()),
     )
     page = Page(render_page(bare(*parts)))
-    assert "DTD missing" in page.text("c") and "DTD missing" in page.text("b") and "potd 1.71" in page.text("words")
+    assert "DTD missing" in page.text("c") and "DTD (missing)" in page.text("b") and "potd 1.71" in page.text("words")
 
 
 def test_a_full_study_is_under_two_megabytes() -> None:

@@ -110,7 +110,7 @@ def test_mistakes_are_one_sentence(arguments: list[str], tmp_path: Path, capsys:
     for command, told in (
         (["few_shots"], "few_shot"),
         (["few_shot", f"results={tmp_path / 'none'}"], "none"),
-        (["few_shot", *arguments, "--output", str(tmp_path / "file")], "is a file"),
+        (["few_shot", *arguments, "--output", str(tmp_path / "file")], "give the name of a folder"),
         (["few_shot", "shotz=1", f"results={tmp_path}"], "shotz"),
     ):
         assert main(["report", *command]) == 2

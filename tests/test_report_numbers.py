@@ -122,11 +122,11 @@ def test_averages_are_over_the_same_datasets() -> None:
     for label, shots in (("CoOp", 1), ("probe", 4), ("zero-shot", 0)):
         value = cell(grid, ("average", label), shots)
         assert value.mean == pytest.approx(means[:, label, shots][two].mean())
-        assert value.state == "partial" and "over 2 of 3 datasets: dtd, eurosat" in value.note
+        assert value.state == "partial" and "over 2 of 3 datasets: DTD, EuroSAT" in value.note
     partial, missing = cell(grid, ("dtd", "CoOp"), 1), cell(grid, ("food101", "CoOp"), 1)
     assert (partial.state, partial.n, partial.planned) == ("partial", 2, 3)
     assert (missing.state, missing.mean, missing.planned) == ("missing", None, 3)
-    assert "averages are over 2 of 3 datasets: dtd, eurosat" in grid.notes
+    assert "averages are over 2 of 3 datasets: DTD, EuroSAT" in grid.notes
 
 
 def test_average_harmonic_means_are_of_averages() -> None:
@@ -271,7 +271,7 @@ def test_zero_shot_has_its_mean_per_class_accuracy_beside_its_accuracy() -> None
     of_dtd = frame[(frame["dataset"] == "dtd") & (frame["label"] == "CoOp")]
     assert of_dtd["mean_per_class_accuracy"].unique() == [0.5] and of_dtd["difference"].round(6).unique() == [-0.05]
     (note,) = [note for note in grid_of(frame).notes if "mean per-class accuracy" in note]
-    assert note.endswith("Caltech101: dtd 55.0")
+    assert note.endswith("Caltech101: DTD 55.0")
     assert note in to_text(grid_of(frame)) and note in to_markdown(grid_of(frame))
 
 

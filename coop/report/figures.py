@@ -414,21 +414,28 @@ def bars_spec(bars: Bars, width: int = 520, title: bool = True, source: Source =
     """Return sorted bars with their deviation; diamonds are published numbers, grey where they are unverified."""
     ours: list[Spec] = []
     theirs: list[Spec] = []
+    states = {key: f" ({value.state})" for key, value in bars.bars if value.mean is None}
     for key, value in bars.bars:
         name, gain, spread = shown("dataset", key), value.mean or 0.0, value.std or 0.0
         text = f"{gain:+.1f}".replace("-", MINUS) if value.mean is not None else value.state
         words = f"{bars.title}, {name}: {text} {bars.unit}, n {value.n}" + f", {TEST_WARNING}" * value.on_test
-        row = {"name": name, "gain": value.mean, "text": text, "low": gain - spread, "high": gain + spread}
+        row = {
+            "name": name + states.get(key, ""),
+            "gain": value.mean,
+            "text": text,
+            "low": gain - spread,
+            "high": gain + spread,
+        }
         row |= {"end": max(gain + spread, 0.0) if gain >= 0 else min(gain - spread, 0.0)}
         ours.append(row | {"words": _mark(0, source(value), words)})
     for key, one in bars.published:
         words = f"{bars.title}, {shown('dataset', key)}, published: {one.value:+.2f}"
-        row = {"name": shown("dataset", key), "gain": one.value, "verified": one.verified}
+        row = {"name": shown("dataset", key) + states.get(key, ""), "gain": one.value, "verified": one.verified}
         theirs.append(row | {"words": _mark(0, source(one), words, "t")})
     names = {"labelLimit": 170, "ticks": False, "domain": False}
     order = [row["name"] for row in ours]
     y = {"y": {"field": "name", "type": "nominal", "sort": order, "title": None, "axis": names}}
-    gains = _axis("gain", bars.unit, axis={"tickCount": 6}, scale={"padding": 34})
+    gains = _axis("gain", bars.unit, axis={"tickCount": 3 if width < 300 else 6}, scale={"padding": 34})
     x, end = {"x": gains}, {"x": gains | {"field": "end"}}
     span = {"x": gains | {"field": "low"}, "x2": {"field": "high"}}
     there = [row for row in ours if row["gain"] is not None]
@@ -444,8 +451,6 @@ def bars_spec(bars: Bars, width: int = 520, title: bool = True, source: Source =
     for align, away, side in (("left", 5, True), ("right", -5, False)):
         some = [row for row in there if (row["end"] >= 0) is side]
         layers += _layer(some, "text", {"align": align, "dx": away, "color": INK}, label, end, y)
-    gone = [row for row in ours if row["gain"] is None]
-    layers += _layer(gone, "text", {"align": "left", "dx": 5, "color": GREY}, label, {"x": {"datum": 0}}, y)
     out: Spec = {"width": width, "height": {"step": 24}, "layer": layers}
     return out | {"title": bars.title} if title else out
 

@@ -16,9 +16,21 @@ import numpy as np
 import pandas as pd
 
 from coop.errors import CoopError, unknown
+from coop.options import METHOD_NAMES
 from coop.runs.key import RunKey
 from coop.runs.store import METRICS, StoredRun
 
+NAMES = {  # what people call what the command line names; the others stay as they are
+    "imagenet": "ImageNet", "caltech101": "Caltech101", "oxford_pets": "Oxford Pets", "stanford_cars": "Stanford Cars",
+    "oxford_flowers": "Oxford Flowers", "food101": "Food101", "fgvc_aircraft": "FGVC Aircraft", "sun397": "SUN397",
+    "dtd": "DTD", "eurosat": "EuroSAT", "ucf101": "UCF101", "imagenetv2": "ImageNetV2", "imagenet_a": "ImageNet-A",
+    "imagenet_sketch": "ImageNet-Sketch", "imagenet_r": "ImageNet-R", "fashion_mnist": "Fashion-MNIST",
+    "rn50": "RN50", "rn101": "RN101", "rn50x4": "RN50x4", "rn50x16": "RN50x16", "vit_b32": "ViT-B/32",
+    "vit_b16": "ViT-B/16", "vit_l14": "ViT-L/14", "vit_b16_laion2b": "ViT-B/16 (LAION-2B)",
+    "vit_b16_datacomp": "ViT-B/16 (DataComp)", "vit_b16_siglip": "ViT-B/16 (SigLIP)",
+    "harmonic_mean": "harmonic mean", **METHOD_NAMES,
+}  # fmt: skip
+NAMED_KEYS = ("dataset", "target", "method", "backbone", "column")
 Plan = Sequence[tuple[str, RunKey, Sequence[str]]]  # planned runs: label, key, the columns that they report
 State = Literal["done", "partial", "missing", "failed"]
 METRIC_NAMES = {
@@ -101,6 +113,16 @@ class Cell:
 def is_baseline(row: Mapping[Any, Any]) -> bool:
     """Return whether a row is of zero-shot with the dataset's template."""
     return row.get("method") == "zero_shot" and row.get("template") is None
+
+
+def shown(key: str, text: str) -> str:
+    """Return a dataset, method or backbone as people call it."""
+    return ", ".join(NAMES.get(part, part) for part in text.split(", ")) if key in NAMED_KEYS else text
+
+
+def key_name(key: str) -> str:
+    """Return a column of the frame as tables name it."""
+    return "series" if key == "label" else key
 
 
 def text_of(value: Any, missing: str = "-") -> str:
@@ -424,8 +446,8 @@ def _average(group: Mapping[str, Cell], used: Sequence[str], common: set[str], d
     values = [group[name].value for name in used]
     if not values:
         known = [name for name in datasets if group[name].value.mean is not None]
-        missing = f"not on all of {listed(name for name in datasets if name in common)}"
-        why = missing if len(common) > 1 else f"only on {listed(known)}"
+        missing = f"not on all of {listed(shown('dataset', name) for name in datasets if name in common)}"
+        why = missing if len(common) > 1 else f"only on {listed(shown('dataset', name) for name in known)}"
         failed = not known and any(cell.value.state == "failed" for cell in group.values())
         return Value("failed" if failed else "missing", planned=planned, note=why if known else "")
     full = len(used) == len(datasets) and all(value.state == "done" for value in values)
@@ -433,7 +455,7 @@ def _average(group: Mapping[str, Cell], used: Sequence[str], common: set[str], d
     if len(used) == len(datasets):
         note = f"over {len(used)} datasets" + ("" if full else ", some runs missing")
     elif len(used) <= NAMED:
-        note += f": {', '.join(used)}"
+        note += f": {', '.join(shown('dataset', name) for name in used)}"
     differences = [value.difference for value in values if value.difference is not None]
     return Value(
         "done" if full else "partial",

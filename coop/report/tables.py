@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from coop.errors import CoopError, unknown
-from coop.options import METHOD_NAMES
 from coop.report.frame import (
     AVERAGE,
     NOT_SETTINGS,
@@ -24,8 +23,10 @@ from coop.report.frame import (
     dividing,
     heading,
     in_order,
+    key_name,
     listed,
     metric_name,
+    shown,
     text_of,
     where,
 )
@@ -37,18 +38,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "markdown", "csv", "latex")
 DAGGER = "†"  # a number whose settings were chosen on the test images
-NAMES = {  # what people call what the command line names; the others stay as they are
-    "imagenet": "ImageNet", "caltech101": "Caltech101", "oxford_pets": "Oxford Pets", "stanford_cars": "Stanford Cars",
-    "oxford_flowers": "Oxford Flowers", "food101": "Food101", "fgvc_aircraft": "FGVC Aircraft", "sun397": "SUN397",
-    "dtd": "DTD", "eurosat": "EuroSAT", "ucf101": "UCF101", "imagenetv2": "ImageNetV2", "imagenet_a": "ImageNet-A",
-    "imagenet_sketch": "ImageNet-Sketch", "imagenet_r": "ImageNet-R", "fashion_mnist": "Fashion-MNIST",
-    "rn50": "RN50", "rn101": "RN101", "rn50x4": "RN50x4", "rn50x16": "RN50x16", "vit_b32": "ViT-B/32",
-    "vit_b16": "ViT-B/16", "vit_l14": "ViT-L/14", "vit_b16_laion2b": "ViT-B/16 (LAION-2B)",
-    "vit_b16_datacomp": "ViT-B/16 (DataComp)", "vit_b16_siglip": "ViT-B/16 (SigLIP)",
-    "harmonic_mean": "harmonic mean", **METHOD_NAMES,
-}  # fmt: skip
 COMPARED = ("dataset", "backbone", "protocol", "shots")  # rows that are the same in these compete for the best number
-NAMED_KEYS = ("dataset", "target", "method", "backbone", "column")
 
 
 @dataclass(frozen=True)
@@ -79,16 +69,6 @@ class Grid:
                 best = max(round(mean, 4) for mean, _, _ in found)
                 out |= {(i, j) for mean, i, j in found if round(mean, 4) == best}
         return out
-
-
-def shown(key: str, text: str) -> str:
-    """Return a dataset, method or backbone as people call it."""
-    return ", ".join(NAMES.get(part, part) for part in text.split(", ")) if key in NAMED_KEYS else text
-
-
-def key_name(key: str) -> str:
-    """Return a column of the frame as tables name it."""
-    return "series" if key == "label" else key
 
 
 def make_grid(
@@ -217,7 +197,7 @@ def class_mean_notes(done: pd.DataFrame) -> list[str]:
     several = [key for key in ("target", "backbone", "precision", "template") if zero[key].nunique(dropna=False) > 1]
     parts = []
     for row in zero.to_dict("records"):
-        names = [text_of(row[key]) for key in ("dataset", *several) if row[key] is not None]
+        names = [shown(key, text_of(row[key])) for key in ("dataset", *several) if row[key] is not None]
         parts.append(f"{' '.join(dict.fromkeys(names))} {100 * row[PER_CLASS]:.1f}")
     about = (
         "mean per-class accuracy of zero-shot, which CLIP's paper reports for Pets, Flowers, Aircraft and Caltech101"
