@@ -130,7 +130,7 @@ class Details:
                 made.append(self._detail(cell, baseline, show, more))
             else:
                 gone.append(shown("dataset", text_of(cell.keys["dataset"])))
-        note = f"class by class: {listed(gone)} left out, where {show.label} or {show.baseline} is missing"
+        note = f"class by class: {listed(gone, 'datasets')} left out, where {show.label} or {show.baseline} is missing"
         return made, [note] if gone and made else []
 
     def _detail(self, cell: Cell, baseline: Cell, show: DetailPart, more: Sequence[str]) -> Detail:

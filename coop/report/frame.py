@@ -147,10 +147,10 @@ def metric_name(value: str) -> str:
     return METRIC_NAMES.get(value, value.replace("_", " "))
 
 
-def listed(names: Iterable[Any]) -> str:
-    """Return a few names, or how many there are."""
+def listed(names: Iterable[Any], of: str) -> str:
+    """Return a few names, or how many there are `of` them: "7 series"."""
     found = [str(name) for name in dict.fromkeys(names)]
-    return ", ".join(found) if len(found) <= NAMED else f"{len(found)}"
+    return ", ".join(found) if len(found) <= NAMED else f"{len(found)} {of}"
 
 
 def measured(runs: Sequence[StoredRun], results: Path) -> pd.DataFrame:
@@ -446,8 +446,9 @@ def _average(group: Mapping[str, Cell], used: Sequence[str], common: set[str], d
     values = [group[name].value for name in used]
     if not values:
         known = [name for name in datasets if group[name].value.mean is not None]
-        missing = f"not on all of {listed(shown('dataset', name) for name in datasets if name in common)}"
-        why = missing if len(common) > 1 else f"only on {listed(shown('dataset', name) for name in known)}"
+        names = [shown("dataset", name) for name in datasets if name in common]
+        why = f"only on {listed((shown('dataset', name) for name in known), 'datasets')}"
+        why = f"not on all of {listed(names, 'datasets')}" if len(common) > 1 else why
         failed = not known and any(cell.value.state == "failed" for cell in group.values())
         return Value("failed" if failed else "missing", planned=planned, note=why if known else "")
     full = len(used) == len(datasets) and all(value.state == "done" for value in values)

@@ -116,9 +116,9 @@ def sentences(frame: pd.DataFrame, main: str | None) -> list[str]:
         if (some["state"] == "done").any():
             found = (_best(some, main), *_places(some, main), _calibration(some, main))
             out += [f"{shown('backbone', str(backbone))}: {text}" if several else text for text in found if text]
-    if "validation" in frame and (frame["validation"] == "test").any():
-        labels = frame.loc[frame["validation"] == "test", "label"]
-        out.append(f"{listed(labels)}: {TEST_WARNING}.")
+    if "validation" in frame:
+        labels = frame.loc[(frame["validation"] == "test") & (frame["state"] == "done"), "label"]
+        out += [f"{listed(labels, 'series')}: {TEST_WARNING}."] if len(labels) else []
     return [*out, *_failures(frame)]
 
 

@@ -176,8 +176,9 @@ def grid_notes(frame: pd.DataFrame, value: str) -> list[str]:
             if rule is not None:
                 by_rule.setdefault(str(rule), {})[shown(what, str(name))] = None
     for rule, names in by_rule.items():
-        text = f"{listed(names)}: settings are chosen for each run on validation images (validation={rule})"
-        notes.append(f"{DAGGER} {listed(names)}: {TEST_WARNING}" if rule == "test" else text)
+        who = listed(names, "series" if what == "label" else "methods")
+        text = f"{who}: settings are chosen for each run on validation images (validation={rule})"
+        notes.append(f"{DAGGER} {who}: {TEST_WARNING}" if rule == "test" else text)
     if len(done) and "test" not in by_rule:
         free = "no setting is chosen on validation images" if not by_rule else "the other series choose none"
         same = "; settings are the same for all datasets" if done["dataset"].nunique() > 1 else ""
