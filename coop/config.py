@@ -32,6 +32,7 @@ PROTOCOLS = ("all_classes", "base_to_new", "cross_dataset", "domain_generalisati
 GROUPS = {"dataset": "fashion_mnist", "backbone": "lit_lite", "method": "coop", "protocol": "all_classes"}
 SAMPLE_KEYS = ("shots", "seed", "sample_file", "validation")  # nothing for a method that does not train
 MAX_SEED = 2**63 - 1
+MAX_WORKERS = 1024  # processes are started for all of them, however few images there are
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,9 @@ def _run_config(values: Mapping[str, Any]) -> RunConfig:
         sample_file=_path("sample_file", settings.sample_file) if settings.sample_file and kind.trains else None,
         device=settings.device,
         precision=settings.precision,
-        workers=_whole("workers", workers, 0) if workers is not None else min(8, (os.cpu_count() or 2) // 2),
+        workers=_whole("workers", workers, 0, MAX_WORKERS)
+        if workers is not None
+        else min(8, (os.cpu_count() or 2) // 2),
         data_root=_path("data_root", settings.data_root),
         cache=_path("cache", settings.cache) if settings.cache else cache_folder(),
         results=_path("results", settings.results),
@@ -421,7 +424,8 @@ def _shots(value: Any) -> Shots:
 def _whole(name: str, value: int, least: int, most: int = MAX_SEED) -> int:
     if least <= value <= most:
         return value
-    raise CoopError(f"{name}={value}: give a whole number, {least} or more, and less than 2**63")
+    limit = "and less than 2**63" if most == MAX_SEED else f"at most {most}"
+    raise CoopError(f"{name}={value}: give a whole number, {least} or more, {limit}")
 
 
 def _path(name: str, value: Any) -> Path:

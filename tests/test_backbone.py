@@ -90,6 +90,7 @@ def test_foreign_text_towers_are_refused(architecture: Any, kind: str, tmp_path:
     (("ViT-B-32", "weights/mine.pt"), "pretrained=weights/mine.pt: no such checkpoint file"),
     (("missing/model.json",), "architecture=missing/model.json: No such file"),
     (("RN50", None, "gpu"), "unknown device 'gpu'"),
+    (("RN50", None, "meta"), "unknown device 'meta'"),
     (("RN50", None, "cuda:63"), r"device=cuda:63 was asked for, but \d+ CUDA devices were found"),
     (("RN50", None, "cpu", "fp61"), "unknown precision 'fp61': did you mean 'fp16'"),
 ])  # fmt: skip

@@ -171,6 +171,8 @@ def test_base_to_new(arguments: list[str], tmp_path: Path, capsys: pytest.Captur
         (["dataset.root=/nowhere"], ["/nowhere"]),
         (["protocol=cross_dataset", "protocol.targets=[dtdd]"], ["dtdd", "dtd"]),
         (["n_ctx=30"], ["n_ctx=30", "24"]),
+        (["n_ctx=1000000000000"], ["n_ctx=1000000000000", "24"]),
+        (["method=tcp", "layer=1", "n_ctx=1000000000000"], ["n_ctx=1000000000000", "24"]),
         (["lr=.inf"], ["lr"]),
         pytest.param(["lr=1e30", "shots=4"], ["not finite", "lower lr"], marks=pytest.mark.slow),
     ],

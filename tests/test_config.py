@@ -184,6 +184,7 @@ LONG = "n" * 300
         ("n_ctx=4 ctx_init=hello", "ctx_init=null"),
         ("backbone=custom", "backbone.architecture"),
         ("workers=-1", "workers"),
+        ("workers=9999999", "at most 1024"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: str, named: str) -> None:

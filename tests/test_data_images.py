@@ -80,12 +80,14 @@ def test_whatever_a_decoder_raises_is_an_image_that_cannot_be_read(tmp_path: Pat
     lab = Image.merge("LAB", [Image.effect_noise((64, 64), 50)] * 3)
     whole = saved(tmp_path, lab, ".tif").read_bytes()
     dds = b"DDS " + (124).to_bytes(4, "little") + bytes(12) + bytes(108)  # a header whose flags name no known format
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n/Helvetica findfont\n%%EOF\n"
     files = {"lab.tif": whole[: len(whole) // 2], "flags.dds": dds, "noise.tif": whole[:8] + bytes(range(256)) * 4}
+    files["program.png"] = program  # which Pillow would hand to an interpreter
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         error = read_error(tmp_path / name)
         assert error and error.startswith(f"cannot read the image {tmp_path / name}: "), name
-        assert "\n" not in error and len(error) < 500
+        assert "\n" not in error and len(error) < 500 and ("PostScript" in error) is (content == program)
 
 
 def test_exif_orientation_is_ignored_as_in_the_original(tmp_path: Path) -> None:

@@ -242,13 +242,15 @@ def test_damaged_and_malicious_checkpoints_are_named_and_never_executed(folder: 
     others: list[Any] = [
         [], {}, {**state, "step": "5"}, {**state, "step": 10**9}, {**state, "optimizer": {"state": {0: 1}}},
         {**state, "optimizer": {**state["optimizer"], "state": short}}, {**state, "model": {"x": 1}},
+        {**state, "model": {name: tensor * float("nan") for name, tensor in state["model"].items()}},
         {**state, "extra": Malicious(Path.touch, tmp_path / "executed")},
         Malicious(Path.touch, tmp_path / "executed"),
     ]  # fmt: skip
     for other in others:
         torch.save(other, tmp_path / CHECKPOINT)
-        with pytest.raises(CoopError, match=CHECKPOINT):
+        with pytest.raises(CoopError, match=CHECKPOINT) as caught:
             trained(folder, tmp_path, SCHEDULE)
+        assert "weights_only" not in str(caught.value)  # torch's advice is to execute it
     for damaged in (b"", b"not a checkpoint", whole[: len(whole) // 2], whole[:-100]):
         (tmp_path / CHECKPOINT).write_bytes(damaged)
         with pytest.raises(CoopError, match=CHECKPOINT):

@@ -350,6 +350,8 @@ def check_device(device: str | torch.device) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
+        if found.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError(found.type)
     except RuntimeError as error:
         raise unknown("device", str(device), ["auto", "cpu", "cuda", "cuda:0"]) from error
     if found.type == "mps" and not torch.backends.mps.is_available():

@@ -86,17 +86,18 @@ def learned_rows(
     """
     if ctx_position not in CTX_POSITIONS:
         raise unknown("ctx_position", ctx_position, CTX_POSITIONS)
-    check_n_ctx(n_ctx, context_length)
     names = [readable_name(name) for name in class_names]
     alone = [len(body) for body in vocabulary.body(names)]
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[ctx_position]
+    bodies = vocabulary.body([name + "." for name in names])
+    lengths = [len(vocabulary.close(body)) + n_ctx for body in bodies]
+    check_lengths(lengths, class_names, context_length, n_ctx)  # before rows of any length are made
     rows = []
-    for i, body in enumerate(vocabulary.body([name + "." for name in names])):
+    for i, body in enumerate(bodies):
         first = i * n_ctx if class_specific else 0
         ctx = [context_slot(first + k) for k in range(n_ctx)]
         name, rest = body[: alone[i]], body[alone[i] :]
         rows.append(vocabulary.close([*ctx[:before], *name, *ctx[before:], *rest]))
-    check_lengths(rows, class_names, context_length, n_ctx)
     return rows
 
 
@@ -115,7 +116,7 @@ def template_rows(
         raise CoopError(f"the template {template!r} must hold exactly one {{}}, where the class name goes")
     names = class_names if underscores else [readable_name(name) for name in class_names]
     rows = [vocabulary.close(body) for body in vocabulary.body([template.format(name) for name in names])]
-    check_lengths(rows, class_names, context_length)
+    check_lengths([*map(len, rows)], class_names, context_length)
     return rows
 
 
@@ -123,25 +124,19 @@ def text_rows(vocabulary: Vocabulary, texts: Sequence[str], context_length: int)
     """Return one row per complete sentence. Raises CoopError for one longer than `context_length`."""
     rows = [vocabulary.close(body) for body in vocabulary.body(texts)]
     if rows:
-        check_lengths(rows, texts, context_length)
+        check_lengths([*map(len, rows)], texts, context_length)
     return rows
 
 
-def check_n_ctx(n_ctx: int, context_length: int) -> None:
-    """Raise CoopError for more context vectors than the tower reads tokens, before rows are made of them."""
-    if n_ctx > context_length:
-        raise CoopError(f"n_ctx={n_ctx}: the text tower reads {context_length} tokens, the class name among them")
-
-
-def check_lengths(rows: Sequence[Row], class_names: Sequence[str], context_length: int, n_ctx: int = 0) -> None:
-    """Raise CoopError, naming the class, if a row does not fit the tower."""
-    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
-    if len(rows[longest]) > context_length:
+def check_lengths(lengths: Sequence[int], class_names: Sequence[str], context_length: int, n_ctx: int = 0) -> None:
+    """Raise CoopError, naming the class, if a row of so many tokens does not fit the tower."""
+    longest = max(range(len(lengths)), key=lambda i: lengths[i])
+    if lengths[longest] > context_length:
         with_ctx = f" with n_ctx={n_ctx}" if n_ctx else ""
-        fit = n_ctx - (len(rows[longest]) - context_length)
+        fit = n_ctx - (lengths[longest] - context_length)
         advice = f"use n_ctx={fit} or less" if n_ctx and fit > 0 else "shorten the name"
         raise CoopError(
-            f"the prompt of class '{class_names[longest]}' is {len(rows[longest])} tokens long{with_ctx}, "
+            f"the prompt of class '{class_names[longest]}' is {lengths[longest]} tokens long{with_ctx}, "
             f"but the text tower reads {context_length}: {advice}"
         )
 

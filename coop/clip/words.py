@@ -147,7 +147,7 @@ def read_context(place: Path) -> tuple[np.ndarray, tuple[str, ...], WordTable] |
             ctx = tensors.get_tensor("ctx").astype(np.float32)
         names = tuple(json.loads(metadata["classes"])["names"])
         table = find_word_table(json.loads(metadata["weights"]))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
         return None
     usual = ctx.ndim == 2 or (ctx.ndim == 3 and len(ctx) == len(names))
     return (ctx, names, table) if usual and table is not None else None

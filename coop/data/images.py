@@ -29,6 +29,8 @@ def open_rgb(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
+            if image.format == "EPS":
+                raise CoopError("it is a PostScript program, and images are not executed")
             return _to_rgb(image)
     except MemoryError:
         raise

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from coop.clip.backbone import Backbone
-from coop.clip.prompts import check_n_ctx, expand_template, template_rows
+from coop.clip.prompts import expand_template, template_rows
 from coop.clip.towers import Change, Changes, quick_gelu
 from coop.errors import CoopError
 from coop.methods.base import Classes, generator, linear
@@ -51,7 +51,8 @@ class TCP(TowerMethod):
                 f"method=tcp: layer={o.layer} is beyond the text tower: give layer={8 * blocks // 12}, as deep in its "
                 f"{blocks} blocks as the released 8 in 12, or another up to {blocks - 1}"
             )
-        check_n_ctx(o.n_ctx, backbone.tower.context_length)
+        if o.n_ctx > backbone.tower.context_length:
+            raise CoopError(f"n_ctx={o.n_ctx}: the text tower reads {backbone.tower.context_length} tokens")
         teacher, prompt = TEMPLATES.get(classes.dataset, (None, "X X X X {}."))
         prompt = (o.prompt_template or prompt).replace("X X X X", " ".join("X" * o.n_ctx))
         vocabulary, head = backbone.vocabulary, len(backbone.vocabulary.head)

@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from coop.config import RunConfig
-from coop.errors import CoopError, first_line, raise_interruption, unknown
+from coop.errors import CoopError, first_line, one_line, raise_interruption, unknown
 from coop.io import progress_display, remove_temporary_files, track, write_text
 from coop.options import from_mapping
 from coop.runs.grid import parsed_value
@@ -178,8 +178,9 @@ def work(jobs: Sequence[Job], locks: RunLocks, resources: Resources, say: Say, w
                 except OSError:
                     raise
                 except Exception as error:
-                    first = failures.setdefault(first_line(error), over + 1)
-                    say(f"{name}  failed: {first_line(error) if first > over else f'as [{first}/{len(jobs)}]'}")
+                    reason = one_line(error, 1000) if isinstance(error, CoopError) else first_line(error)
+                    first = failures.setdefault(reason, over + 1)
+                    say(f"{name}  failed: {reason if first > over else f'as [{first}/{len(jobs)}]'}")
                     done = True
                 if done:
                     over += 1

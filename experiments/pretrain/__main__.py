@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from coop.clip.backbone import RANDOM, load_backbone
 from coop.clip.lit_lite import CHECKPOINT_FILE, CONFIG_FILE
+from coop.config import MAX_WORKERS
 from coop.errors import CoopError, explanation
 from experiments.pretrain.loop import DTYPES, Schedule
 from experiments.pretrain.model import image_features, train, write_model
@@ -75,9 +76,10 @@ def pretrain(args: Namespace) -> int:
     pairs = read_pairs(args.pairs)
     if args.batch < 2 or len(pairs) < args.batch:
         raise CoopError(f"--batch {args.batch} needs 2 or more, and at most the {len(pairs)} pairs of '{args.pairs}'")
-    for name in ("epochs", "workers"):
-        if getattr(args, name) < (least := int(name == "epochs")):
-            raise CoopError(f"--{name} {getattr(args, name)}: give {least} or more")
+    if args.epochs < 1:
+        raise CoopError(f"--epochs {args.epochs}: give 1 or more")
+    if not 0 <= args.workers <= MAX_WORKERS:
+        raise CoopError(f"--workers {args.workers}: give 0 to {MAX_WORKERS}")
     schedule = Schedule(
         steps=len(pairs) // args.batch * args.epochs,
         lr=args.lr,

@@ -1,6 +1,7 @@
 """Training by steps: AdamW, warm-up and cosine, mixed precision, and checkpoints from which a run goes on exactly."""
 
 import errno
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from math import cos, inf, pi
@@ -10,7 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from coop.errors import CoopError, unknown
+from coop.clip.backbone import check_finite
+from coop.errors import CoopError, first_line, unknown
 from coop.io import atomic_write, track
 
 CHECKPOINT = "checkpoint.pt"
@@ -174,6 +176,8 @@ def _resume(
         model.load_state_dict(state["model"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CoopError(f"'{path}' is of another architecture: train it on, or train into another folder") from error
+    for name, tensor in state["model"].items():
+        check_finite(tensor, f"'{path}' is damaged, delete it: {name} holds NaN or infinite values")
     try:
         moments = state["optimizer"]["state"]
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
@@ -192,13 +196,13 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """Return what `_save` wrote; nothing in the file is executed. Raises CoopError for any other file."""
     kinds = {"step": int, "schedule": dict, "model": dict, "optimizer": dict, "scaler": dict}
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about other pickle protocols
+            state = torch.load(path, map_location=device, weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged or hostile file makes the reader raise
-        reason = " ".join(str(error).split())[:120]
         raise CoopError(
-            f"'{path}' is no checkpoint of tensors and numbers ({reason}): delete it to start again"
+            f"'{path}' is no checkpoint of tensors and numbers ({first_line(error)}): delete it to start again"
         ) from error
     if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
         raise CoopError(f"'{path}' is no checkpoint of this training: delete it to start again")
