@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from coop.errors import CoopError
 
@@ -168,22 +178,23 @@ def progress_display() -> Iterator[Progress]:
     if _shown:
         yield _shown[0]
         return
-    display = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
+    display = _display(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with display:
         _shown.append(display)
         try:
             yield display
         finally:
             _shown.pop()
+
+
+def bytes_display() -> Progress:
+    """Return a display that counts the bytes of one file."""
+    return _display(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+
+
+def _display(*columns: ProgressColumn) -> Progress:
+    begin, console = (TextColumn("{task.description}"), BarColumn()), Console(stderr=True)
+    return Progress(*begin, *columns, console=console, transient=True, disable=not sys.stderr.isatty())
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

@@ -5,6 +5,7 @@ import json
 import stat
 import tarfile
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from filelock import FileLock
 
 from coop.config import described as described_by
 from coop.data import DatasetSpec, parse_description
-from coop.data.prepare import extract, prepare_dataset
+from coop.data.archives import extract
+from coop.data.prepare import prepare_dataset
 from coop.data.spec import Download, OfficialSplit
 from coop.errors import CoopError
 from tests.data_server import serving
@@ -193,3 +195,13 @@ def test_a_null_is_taken_as_it_is_given() -> None:
     assert described_by("eurosat", {"official_split": None}).official_split is None
     with pytest.raises(CoopError, match="template"):
         described_by("eurosat", {"template": None})
+
+
+def test_a_time_that_is_none_is_left_out(tmp_path: Path) -> None:
+    """Some programs write no date into a ZIP file: month 0 and day 0."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        for name, date in (("none", (1980, 0, 0, 0, 0, 0)), ("one", (2001, 2, 3, 4, 5, 6))):
+            zipped.writestr(zipfile.ZipInfo(name, date), b"x")
+    extract(tmp_path / "a.zip", tmp_path / "a")
+    times = {path.name: datetime.fromtimestamp(path.stat().st_mtime, UTC) for path in (tmp_path / "a").iterdir()}
+    assert times["one"] == datetime(2001, 2, 3, 4, 5, 6, tzinfo=UTC) and times["none"].year >= 2025

@@ -1,11 +1,9 @@
 """Opening images of any mode as RGB, and finding out early that some cannot be."""
 
-import calendar
 import hashlib
 import os
 import shutil
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image, ImageCms
 
-from coop.data.dataset import leaves, path_fault
+from coop.data.archives import extract
+from coop.data.dataset import leaves
 from coop.errors import CoopError, first_line, one_line
 from coop.io import cache_folder, track
 
@@ -119,35 +118,21 @@ def unpacked_images(archive: Path) -> Path:
     """Unpack a ZIP file of images into the cache, once, and return the folder.
 
     The folder is named by the archive's content, and files have the times that the archive gives, so that features of
-    them stay cached. Raises CoopError for a damaged archive and for a path that leaves the folder.
+    them stay cached. Raises CoopError as `extract` does.
     """
     try:
         with zipfile.ZipFile(archive) as zipped:
-            members = zipped.infolist()
-            content = repr([(member.filename, member.CRC, member.file_size) for member in members])
-            name = f"{archive.parent.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-            place = cache_folder() / "images" / name
-            if place.is_dir():
-                return place
+            content = repr([(member.filename, member.CRC, member.file_size) for member in zipped.infolist()])
+        name = f"{archive.parent.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        place = cache_folder() / "images" / name
+        if not place.is_dir():
             place.parent.mkdir(parents=True, exist_ok=True)
             fresh = place.with_name(f"{name}.tmp")
             with FileLock(place.with_name(f"{name}.lock")):
                 if not place.is_dir():
                     shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed; the lock is ours
-                    try:
-                        for member in members:
-                            _unpack(zipped, member, fresh)
-                        os.rename(fresh, place)
-                    finally:
-                        shutil.rmtree(fresh, ignore_errors=True)
-    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+                    extract(archive, fresh)
+                    os.rename(fresh, place)
+    except (OSError, zipfile.BadZipFile) as error:
         raise CoopError(f"cannot unpack {archive} into {cache_folder()}: {first_line(error)}") from error
     return place
-
-
-def _unpack(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
-    if path_fault(member.filename):
-        raise CoopError(f"{zipped.filename} is not unpacked: {path_fault(member.filename)}")
-    unpacked = zipped.extract(member, folder)
-    time = calendar.timegm((*member.date_time, 0, 0, 0))
-    os.utime(unpacked, (time, time))

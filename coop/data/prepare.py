@@ -2,17 +2,11 @@
 
 import errno
 import http.client
-import lzma
 import os
 import shutil
-import stat
-import sys
-import tarfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,21 +15,14 @@ from urllib.parse import unquote, urlsplit
 
 import pooch
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import Progress, TaskID
 
-from coop.data.dataset import path_fault, shortened
+from coop.data.archives import check_space, extract, is_archive
+from coop.data.dataset import shortened
 from coop.data.hub import export
 from coop.data.spec import DatasetSpec, Download, dataset_folder
 from coop.errors import CoopError, first_line
+from coop.io import bytes_display
 
 WORK = ".prepare"  # folder in the dataset's own, so that renaming never crosses a file system
 TRIES = 5  # in a row without a byte of progress
@@ -45,8 +32,6 @@ TIMEOUT = 60.0  # seconds without an answer
 TIME_LIMIT = 600.0  # seconds for a download, and more for a long one:
 SLOWEST = 20_000  # bytes a second
 NO_REMEDY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
 
 
 def prepare_dataset(spec: DatasetSpec, data_root: Path, say: Callable[[str], None]) -> bool:
@@ -181,67 +166,6 @@ def _move(found: Path, folder: Path, item: Download) -> None:
             os.replace(fresh, place)
 
 
-# Archives that nobody vouches for: no path and no link leaves the target.
-
-
-def is_archive(path: Path) -> bool:
-    """Tell by its name whether a file is an archive that `extract` can unpack."""
-    return path.name.lower().endswith(ARCHIVES)
-
-
-def extract(archive: Path, target: Path, below: str = "") -> None:
-    """Unpack the files of `archive`, or those under `below`, into the new folder `target`.
-
-    Only regular files are written, with ordinary permissions. Raises CoopError for a path that leaves the target, for
-    any link or device, and for a damaged archive; `target` is gone again then.
-    """
-    target.mkdir(parents=True)
-    try:
-        with _bytes_display() as bar, bar.open(archive, "rb", description=f"unpacking {archive.name}") as file:
-            if archive.name.lower().endswith(".zip"):
-                _extract_zip(archive, target, below)
-            else:
-                with tarfile.open(fileobj=file, mode="r:*") as tar:
-
-                    def checked(member: tarfile.TarInfo, place: str) -> tarfile.TarInfo | None:
-                        path = _checked(archive, member.name, member.isfile() or member.isdir())
-                        return tarfile.data_filter(member, place) if _is_below(path, below) else None
-
-                    tar.extractall(str(target), filter=checked)
-    except BaseException as error:
-        shutil.rmtree(target, ignore_errors=True)
-        if isinstance(error, DAMAGED):
-            raise CoopError(f"cannot unpack {archive}: {first_line(error)}") from error
-        raise
-
-
-def _extract_zip(archive: Path, target: Path, below: str) -> None:
-    with zipfile.ZipFile(archive) as zipped:
-        members = zipped.infolist()
-        needed, free = sum(member.file_size for member in members), shutil.disk_usage(archive.parent).free
-        if needed > free:
-            raise CoopError(f"{archive} unpacks to {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free")
-        for member in members:
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            path = _checked(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
-            if _is_below(path, below):
-                zipped.extract(member, target)
-
-
-def _checked(archive: Path, name: str, ordinary: bool) -> str:
-    """Return the member's path in plain form; CoopError if it could write outside the target."""
-    fault = path_fault(name)
-    if fault:
-        raise CoopError(f"{archive} is not unpacked: {fault.replace('image folder', 'target folder')}")
-    if not ordinary:
-        raise CoopError(f"{archive} is not unpacked: {shortened(name)} is a link or a device, not a file")
-    return "/".join(step for step in name.split("/") if step not in ("", "."))
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return not folder or path == folder or path.startswith(f"{folder}/")
-
-
 # Fetching one file: carried on where it broke off, and checked before it has its name.
 
 
@@ -307,7 +231,7 @@ def _known_hash(md5: str | None, sha256: str | None) -> str | None:
 def _fetch_in_tries(url: str, part: Path, pause: float, deadline: float) -> None:
     """Fetch until the part is the whole file; give up after some tries in a row without a byte of progress."""
     failures = 0
-    with _bytes_display() as bar:
+    with bytes_display() as bar:
         task = bar.add_task(part.name.removesuffix(".part"), total=None)
         while True:
             before = _size(part)
@@ -339,7 +263,7 @@ def _fetch(url: str, part: Path, bar: Progress, task: TaskID, deadline: float) -
                 _write_tag(part, answer.headers)
             length = answer.headers.get("Content-Length") or ""
             total = start + int(length) if length.isdecimal() else None
-            _check_space(part, (total or 0) - start)
+            check_space(part.parent, (total or 0) - start, f"the rest of {url}")
             bar.update(task, total=total, completed=start)
             with part.open("ab" if goes_on else "wb") as file:
                 while block := answer.read1(BLOCK):
@@ -365,12 +289,6 @@ def _fetch(url: str, part: Path, bar: Progress, task: TaskID, deadline: float) -
         raise CoopError(f"{shortened(url)} is not a web address: {first_line(error)}") from error
 
 
-def _check_space(part: Path, needed: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if needed > free:
-        raise CoopError(f"{part.parent} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are still to come")
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -389,17 +307,3 @@ def _write_tag(part: Path, headers: Any) -> None:
 def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
     _tag_file(part).unlink(missing_ok=True)
-
-
-def _bytes_display() -> Progress:
-    """Return a progress display that counts bytes, silent when standard error is not a terminal."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
