@@ -275,6 +275,17 @@ def test_zero_shot_has_its_mean_per_class_accuracy_beside_its_accuracy() -> None
     assert note in to_text(grid_of(frame)) and note in to_markdown(grid_of(frame))
 
 
+def test_random_descriptors_are_averaged_like_seeds() -> None:
+    plan, runs = [], []
+    for number, accuracy in ((1, 0.5), (2, 0.75)):
+        key = key_of("dtd", "waffle", 0, 0, descriptor_seed=number)
+        plan.append(("WaffleCLIP", key.planned(), ("dtd",)))
+        measured = {"accuracy": accuracy, "macro_f1": 0.5, "ece": 0.1, "mean_confidence": 0.5, "n": 4}
+        runs.append(run_of(key, {"dtd": measured}))
+    value = cell(grid_of(with_difference(planned(plan, runs, RESULTS)), study=["dtd"]), ("dtd", "WaffleCLIP"), 0)
+    assert (value.mean, value.std, value.n) == (62.5, 12.5, 2)
+
+
 def test_missing_runs_come_with_their_command() -> None:
     gone = [("food101", label, shots, seed) for label in ("CoOp", "probe") for shots in SHOTS for seed in SEEDS]
     gone += [("food101", "zero-shot", 0, 0), ("dtd", "CoOp", 4, 3)]

@@ -39,8 +39,9 @@ METRIC_NAMES = {
 }  # fmt: skip
 AVERAGE, OWN = "average", "own test set"  # of an average: in place of a dataset's name, and of the target of that name
 SETTINGS_LAST = ("label", "dataset", "backbone", "precision", "protocol", "method", "shots", "target")
+SEEDS = ("seed", "descriptor_seed")  # a cell is the mean over them
 NOT_SETTINGS = {
-    *METRICS, "difference", "baseline", "seed", "run", "n", "own_split", "unofficial", "notes", "overrides", "seconds",
+    *METRICS, *SEEDS, "difference", "baseline", "run", "n", "own_split", "unofficial", "notes", "overrides", "seconds",
     "state", "error", "architecture", "pretrained", "dataset_template", "run_id",
 }  # fmt: skip
 NAMED = 6  # more datasets than this are counted, not named

@@ -15,6 +15,7 @@ from coop.report.frame import (
     AVERAGE,
     NOT_SETTINGS,
     OWN,
+    SEEDS,
     TEST_WARNING,
     Cell,
     Value,
@@ -232,7 +233,7 @@ def make_table(
     """
     keys = [key for key in frame.columns if key not in NOT_SETTINGS]
     for key in [*(rows or ()), *(columns or ())]:
-        if key not in keys and key != "seed":
+        if key not in keys and key not in SEEDS:
             raise unknown("table key", key, keys)
     if columns is None:
         several = "target" not in (rows or ()) and bool(dividing(frame, ["run"], ["target"]))
