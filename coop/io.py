@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import re
+import socket
 import stat
 import sys
 import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -100,7 +102,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     path = _followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    temporary = path.with_name(f"{_prefix(path)}{uuid.uuid4().hex[:8]}{TEMPORARY}")
+    temporary = path.with_name(f"{_prefix(path)}{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
         temporary.touch()
         permissions = stat.S_IMODE(temporary.stat().st_mode)
@@ -125,13 +127,29 @@ def _prefix(path: Path) -> str:
     return f".{path.name[:60]}."
 
 
+def _machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
 def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files of `path` whose writer was killed an hour ago or more."""
+    """Remove temporary files of `path` whose writer has ended on this machine, or began an hour ago on another one."""
     for other in os.scandir(path.parent):
         if other.name.startswith(_prefix(path)) and other.name.endswith(TEMPORARY):
             with suppress(OSError):
-                if time.time() - other.stat().st_mtime > STALE_SECONDS:
+                if _has_ended(other.name) or time.time() - other.stat().st_mtime > STALE_SECONDS:
                     os.unlink(other.path)
+
+
+def _has_ended(name: str) -> bool:
+    """Tell whether a temporary file's writer was a process of this machine that is no more."""
+    writer = re.search(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp$", name)
+    if not writer or writer[1] != _machine():
+        return False
+    try:
+        os.kill(int(writer[2]), 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def remove_temporary_files(folder: Path) -> None:

@@ -100,6 +100,16 @@ def test_what_killed_writers_left_goes_after_an_hour(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"f", fresh.name, other.name}
 
 
+def test_what_a_killed_writer_left_on_this_machine_goes_at_once(tmp_path: Path) -> None:
+    code = "import sys, os; from pathlib import Path; from coop.io import atomic_write\n"
+    code += "with atomic_write(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "f")], check=False)
+    (left,) = tmp_path.iterdir()
+    with atomic_write(tmp_path / "f") as ours:  # of a process that lives: it stays
+        write_text(tmp_path / "f", "whole")
+        assert ours.exists() and not left.exists()
+
+
 def test_without_a_terminal_progress_is_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
