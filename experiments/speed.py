@@ -2,6 +2,7 @@
 
     python -m experiments.speed                       # RN50, 100 classes, M = 16, fp32, this machine's CPU
     python -m experiments.speed --device cuda --precision bf16 --classes 1000
+    python -m experiments.speed --runs 3 --classes 10 # steps of three seeds taken together, against one by one
 
 The plain way is the original's: 77 positions for every class, by open_clip's own blocks, and the image tower in every
 step. Ours shares the prefix between classes, and takes image features from the cache. Weights are random: they do not
@@ -39,6 +40,7 @@ class StepSpeed:
     tokens: int  # token states that our step computes
     plain_tokens: int
     gradient_error: float  # relative, between ours and the plain way
+    rounding: float  # relative, between ours and ours in float32
     seconds: dict[str, float]  # ours, plain_text (cached images), plain
     flops: float  # of our step's linear layers
     rate: float  # FLOP/s of a matrix product of the tower's size
@@ -61,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         speed_encoding.main(args.architecture, args.repeats)
     elif args.process:
         speed_process.main(args.repeats)
+    elif args.runs:
+        _print_runs(args)
     elif args.memory_only:
         print(f"{_peak_memory(args):.2f}")
     else:
@@ -75,7 +79,7 @@ def _print_step(args: argparse.Namespace) -> None:
     print(f"{args.precision}, {where}")
     step = measure_step(args)
     print(f"token states: {step.tokens} of {step.plain_tokens} ({step.plain_tokens / step.tokens:.1f}x fewer)")
-    print(f"relative difference of the gradients: {step.gradient_error:.1e}")
+    print(f"relative difference of the gradients: {step.gradient_error:.1e}, to float32: {step.rounding:.1e}")
     for name, text in (("ours", "our step"), ("plain_text", "plain text, cached images"), ("plain", "plain step")):
         seconds = step.seconds[name]
         print(f"{text:28} {1000 * seconds:9.1f} ms  {seconds / step.seconds['ours']:6.1f}x")
@@ -88,6 +92,40 @@ def _print_step(args: argparse.Namespace) -> None:
     command += ["--ctx-position", args.ctx_position, *(["--class-specific"] * args.class_specific)]
     peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     print(f"peak resident memory of a process that takes one step at 1000 classes: {peak} GiB")
+
+
+def _print_runs(args: argparse.Namespace) -> None:
+    """Time the steps of several seeds in one pass of the text tower, against one after the other."""
+    architecture = args.architecture or "RN50"
+    backbone = load_backbone(architecture, None if architecture == "lit_lite" else "random", args.device)
+    learner = _learner(backbone, args)
+    generator = torch.Generator().manual_seed(1)
+    contexts = torch.randn(args.runs, *learner.ctx.shape, generator=generator).mul(0.02).requires_grad_()
+    images = F.normalize(torch.randn(args.runs, args.batch_size, backbone.joint_width, generator=generator), dim=-1)
+    labels = torch.randint(args.classes, (args.batch_size,), generator=generator)
+
+    def loss(text: Tensor, image: Tensor) -> Tensor:
+        return F.cross_entropy(backbone.logit_scale * image @ F.normalize(text, dim=-1).T, labels)
+
+    def one_by_one() -> None:
+        for context, image in zip(contexts, images, strict=True):
+            loss(learner.encoder(context), image).backward()
+
+    def together() -> None:
+        torch.stack([loss(t, i) for t, i in zip(learner.encoder(contexts), images, strict=True)]).sum().backward()
+
+    gradients: list[Tensor] = []
+    for way in (together, one_by_one):
+        contexts.grad = None
+        way()
+        assert contexts.grad is not None
+        gradients.append(contexts.grad.clone())
+    error = _difference(*gradients)
+    seconds = _times({"one by one": one_by_one, "together": together}, args.repeats, backbone.device)
+    ratio = seconds["one by one"] / seconds["together"]
+    print(f"{architecture}, {args.classes} classes, {args.runs} runs, {torch.get_num_threads()} threads: ", end="")
+    print(", ".join(f"{name} {1000 * value:.1f} ms" for name, value in seconds.items()), end="")
+    print(f", {ratio:.2f}x; relative difference of the gradients {error:.1e}")
 
 
 def measure_step(args: argparse.Namespace) -> StepSpeed:
@@ -109,12 +147,15 @@ def measure_step(args: argparse.Namespace) -> StepSpeed:
     def plain() -> None:
         loss(plain_class_features(learner), backbone.encode_images(images)).backward()
 
-    error = _gradient_error(learner, loss, features)
+    exact = _learner(load_backbone(args.architecture or "RN50", "random", args.device), args)
+    gradient = _gradient(loss, features, learner, learner.class_features())
+    error = _difference(gradient, _gradient(loss, features, learner, plain_class_features(learner)))
+    rounding = _difference(gradient, _gradient(loss, features, exact, exact.class_features()))
     if backbone.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = _times({"ours": ours, "plain_text": plain_text, "plain": plain}, args.repeats, backbone.device)
     tokens, plain_tokens = learner.encoder.tokens, backbone.tower.context_length * args.classes
-    return StepSpeed(tokens, plain_tokens, error, seconds, _step_flops(learner), _matrix_rate(backbone))
+    return StepSpeed(tokens, plain_tokens, error, rounding, seconds, _step_flops(learner), _matrix_rate(backbone))
 
 
 def plain_class_features(learner: PromptLearner) -> Tensor:
@@ -146,14 +187,17 @@ def _batch(backbone: Backbone, args: argparse.Namespace) -> tuple[Tensor, Tensor
     return images.to(backbone.device), labels.to(backbone.device)
 
 
-def _gradient_error(learner: PromptLearner, loss: Callable[[Tensor, Tensor], Tensor], features: Tensor) -> float:
-    gradients: list[Tensor] = []
-    for text in (learner.class_features, lambda: plain_class_features(learner)):
-        learner.ctx.grad = None
-        loss(text(), features).backward()
-        assert learner.ctx.grad is not None
-        gradients.append(learner.ctx.grad.clone())
-    return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
+def _gradient(
+    loss: Callable[[Tensor, Tensor], Tensor], features: Tensor, learner: PromptLearner, text: Tensor
+) -> Tensor:
+    learner.ctx.grad = None
+    loss(text, features).backward()
+    assert learner.ctx.grad is not None
+    return learner.ctx.grad.clone()
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
 
 
 def _times(ways: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, float]:
@@ -227,6 +271,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cocoop", action="store_true", help="time CoCoOp's step instead (experiments.speed_cocoop)")
     parser.add_argument("--encoding", action="store_true", help="time image encoding (experiments.speed_encoding)")
     parser.add_argument("--process", action="store_true", help="time thread and memory settings (speed_process)")
+    parser.add_argument("--runs", type=int, help="time the steps of so many seeds together and one by one instead")
     parser.add_argument("--memory-only", action="store_true", help="print the peak memory of one step, in GiB")
     return parser.parse_args(arguments)
 
