@@ -14,7 +14,7 @@ from coop.data.dataset import CONTROL, EMPTY, OUTSIDE, PARTS, Dataset, Split, pa
 from coop.data.few_shot import places_by_class
 from coop.data.spec import DatasetSpec
 from coop.errors import CoopError, first_line, one_line
-from coop.io import atomic_write, read_file
+from coop.io import read_file, write_text
 
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.2  # CoOp's DTD.read_and_split_data; the rest is test
 CARVED_SHARE = 0.2  # CoOp's OxfordPets.split_trainval
@@ -219,10 +219,19 @@ def load_split_file(path: Path) -> dict[str, list[Row]]:
     return parts
 
 
+def split_text(parts: Mapping[str, Sequence[Sequence[Any]]], **about: Any) -> str:
+    """Return the JSON of a split file, or of a sample file with `about` at its head: an item a line, as CoOp has it."""
+    entries = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in about.items()]
+    for part, rows in parts.items():
+        lines = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in rows)
+        entries.append(f'"{part}": [\n{lines}\n]')
+    text = "{\n" + ",\n".join(entries) + "\n}\n"
+    return text.encode("utf-8", "backslashreplace").decode()  # JSON's own form of a lone surrogate
+
+
 def write_split_file(path: Path, parts: Mapping[str, Sequence[Row]]) -> None:
-    """Write a split file in CoOp's form, an item a line."""
-    lists = [f'"{part}": [\n{_lines(rows)}\n]' for part, rows in parts.items()]
-    _write(path, "{" + ",\n".join(lists) + "}\n")
+    """Write a split file in CoOp's form, whole or not at all."""
+    write_text(path, split_text(parts))
 
 
 def find_split_file(spec: DatasetSpec, folder: Path) -> tuple[Path, str] | None:
@@ -254,14 +263,12 @@ def split_source(spec: DatasetSpec, path: Path) -> str:
 
 def write_sample_file(path: Path, train: Split, val: Split, class_names: Sequence[str], **about: Any) -> None:
     """Write a few-shot sample as JSON, whole or not at all; `about` is kept at its head."""
-    _write(path, sample_text(rows_of(train, class_names), rows_of(val, class_names), **about))
+    write_text(path, sample_text(rows_of(train, class_names), rows_of(val, class_names), **about))
 
 
 def sample_text(train: Sequence[Sequence[Any]], val: Sequence[Sequence[Any]], **about: Any) -> str:
-    """Return the JSON of a sample file: one image per line, paths relative to the image folder."""
-    head = json.dumps({"format": SAMPLE_FORMAT, **about}, indent=1)[:-2]
-    parts = [f' "{name}": [\n{_lines(rows, "  ")}\n ]' for name, rows in (("train", train), ("val", val))]
-    return head + ",\n" + ",\n".join(parts) + "\n}\n"
+    """Return the JSON of a sample file: paths are relative to the image folder."""
+    return split_text({"train": train, "val": val}, format=SAMPLE_FORMAT, **about)
 
 
 def read_sample_file(path: Path, dataset: Dataset) -> tuple[Split, Split]:
@@ -298,15 +305,3 @@ def _checked_sample(path: Path, part: str, rows: object, dataset: Dataset) -> Sp
             f"'{dataset.name}' with that label, first {shortened(strange[0])}"
         )
     return split_of([(row[0], row[1], row[2]) for row in rows])
-
-
-def _lines(rows: Sequence[Sequence[Any]], indent: str = "") -> str:
-    return ",\n".join(f"{indent}{json.dumps(row, ensure_ascii=False)}" for row in rows)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        with atomic_write(path) as partial:
-            partial.write_bytes(text.encode("utf-8", "backslashreplace"))  # JSON's own form of a lone surrogate
-    except OSError as error:
-        raise CoopError(f"cannot write {path}: {error.strerror}") from error
