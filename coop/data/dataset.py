@@ -98,6 +98,11 @@ def path_fault(path: object) -> str | None:
     return f"the path {shortened(path)} contains a control character" if CONTROL.search(path) else None
 
 
+def is_class_name(name: object) -> bool:
+    """Tell whether `name` is a text of one line that is not blank."""
+    return type(name) is str and bool(name.strip()) and not CONTROL.search(name)
+
+
 def leaves(root: str, path: str) -> bool:
     """Tell whether `path`, with every symbolic link followed, lies outside `root` (itself a real path)."""
     real = os.path.realpath(path)

@@ -45,8 +45,12 @@ def export(spec: DatasetSpec, folder: Path) -> Path:
     Images are PNG files, so that no pixel changes.
     """
     rows: dict[str, list[Row]] = {part: [] for part in PARTS}
+    library, _, name = spec.source.partition(":")
     try:
-        source = idx_source(folder / spec.idx, spec.idx_classes) if spec.idx else _of_library(spec.source, folder)
+        if spec.idx:
+            source = idx_source(folder / spec.idx, spec.idx_classes)
+        else:
+            source = LIBRARIES[library](name, folder / "download")
         for part, items in source.parts.items():
             for row, image in track(labelled(source, part), f"writing {part} images", total=len(items)):
                 _write_image(image, folder / spec.images / row[0])
@@ -86,11 +90,6 @@ def with_val(rows: Mapping[str, list[Row]]) -> dict[str, list[Row]]:
     there = {part: of_part for part, of_part in rows.items() if of_part}
     content = completed(content_of(there, "IDX files", ""), IDX_VAL_SEED)
     return {part: rows_of(content.part(part), content.class_names) for part in PARTS}
-
-
-def _of_library(source: str, folder: Path) -> Source:
-    library, _, name = source.partition(":")
-    return LIBRARIES[library](name, folder / "download")
 
 
 def idx_source(folder: Path, class_names: Sequence[str]) -> Source:

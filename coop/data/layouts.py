@@ -20,6 +20,7 @@ from coop.data.dataset import (
     Split,
     check_folders_inside,
     dataset_digest,
+    is_class_name,
     shortened,
 )
 from coop.data.images import SUFFIXES, unpacked_images
@@ -32,7 +33,6 @@ from coop.data.splits import (
     content_notes,
     content_of,
     find_split_file,
-    is_class_name,
     load_json,
     load_split_file,
     names_of,
@@ -123,15 +123,6 @@ def _existing_folders(spec: DatasetSpec, data_root: Path) -> tuple[Path, Path]:
         remedy = f"run '{prepare_command(spec)}' to see what belongs there"
         raise CoopError(f"dataset '{spec.name}' has no image folder {root}: {remedy}")
     return folder, root
-
-
-def _read_official_only(spec: DatasetSpec, folder: Path, root: Path) -> Content:
-    """Refuse a dataset that needs a split file, and say how to get one."""
-    assert spec.official_split is not None
-    raise CoopError(
-        f"dataset '{spec.name}' has no {spec.official_split.file} in {folder}: run '{prepare_command(spec)}', "
-        "which fetches it"
-    )
 
 
 def read_hub(spec: DatasetSpec, folder: Path, root: Path) -> Content:
@@ -298,7 +289,13 @@ def _image_names(folder: Path) -> list[str]:
 
 def read_class_folders(spec: DatasetSpec, folder: Path, root: Path) -> Content:
     """Read one folder of class folders, a set in one piece."""
-    return _in_one_piece(spec, root, class_folders(root, spec.ignore))
+    folders = class_folders(root, spec.ignore)
+    names = _folder_names(spec, root, folders)
+    images = list_images(root, "", folders)
+    empty = sorted(set(range(len(folders))) - set(images.labels))
+    if empty:
+        raise CoopError(f"the class folder {root / folders[empty[0]]} has no images")
+    return Content(names, {"train": images}, "", follow_links=True)
 
 
 def read_folder(spec: DatasetSpec, folder: Path, root: Path) -> Content:
@@ -309,7 +306,7 @@ def read_folder(spec: DatasetSpec, folder: Path, root: Path) -> Content:
     found = class_folders(root, spec.ignore)
     parts = {part: name for part in PARTS for name in found if PART_OF.get(name.lower()) == part}
     if spec.layout == "flat" or (spec.layout == "auto" and not parts):
-        return _in_one_piece(spec, root, found)
+        return read_class_folders(spec, folder, root)
     if not parts:
         raise CoopError(f"{root} has no folder train, val or test, which dataset.layout=parts asks for")
     strange = sorted(set(found) - set(parts.values()))
@@ -319,15 +316,6 @@ def read_folder(spec: DatasetSpec, folder: Path, root: Path) -> Content:
             "give dataset.layout=flat; if some are parts, leave the others out with dataset.ignore=[...]"
         )
     return _given_parts(spec, root, parts)
-
-
-def _in_one_piece(spec: DatasetSpec, root: Path, folders: Sequence[str]) -> Content:
-    names = _folder_names(spec, root, folders)
-    images = list_images(root, "", folders)
-    empty = sorted(set(range(len(folders))) - set(images.labels))
-    if empty:
-        raise CoopError(f"the class folder {root / folders[empty[0]]} has no images")
-    return Content(names, {"train": images}, "", follow_links=True)
 
 
 def _given_parts(spec: DatasetSpec, root: Path, given: dict[str, str]) -> Content:
@@ -517,10 +505,8 @@ def _wordnet_names(folders: list[str], names: dict[str, str], place: Path) -> li
     return [names[name] for name in folders]
 
 
-READERS: Mapping[
-    str, Callable[[DatasetSpec, Path, Path], Content]
-] = {  # given the dataset's folder and its image folder
-    "split_file": _read_official_only,
+Reader = Callable[[DatasetSpec, Path, Path], Content]  # given the dataset's folder and its image folder
+READERS: Mapping[str, Reader] = {
     "hub": read_hub,
     "class_folders": read_class_folders,
     "folder": read_folder,

@@ -1,6 +1,5 @@
 """Getting a dataset: what its description lists is fetched, checked and unpacked; what cannot be is said in words."""
 
-import errno
 import http.client
 import os
 import shutil
@@ -21,7 +20,7 @@ from coop.data.archives import check_space, extract, is_archive
 from coop.data.dataset import shortened
 from coop.data.hub import export
 from coop.data.spec import DatasetSpec, Download, dataset_folder
-from coop.errors import CoopError, first_line
+from coop.errors import REFUSALS, CoopError, first_line
 from coop.io import bytes_display
 
 WORK = ".prepare"  # folder in the dataset's own, so that renaming never crosses a file system
@@ -31,7 +30,6 @@ BLOCK = 1 << 20
 TIMEOUT = 60.0  # seconds without an answer
 TIME_LIMIT = 600.0  # seconds for a download, and more for a long one:
 SLOWEST = 20_000  # bytes a second
-NO_REMEDY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def prepare_dataset(spec: DatasetSpec, data_root: Path, say: Callable[[str], None]) -> bool:
@@ -282,7 +280,7 @@ def _fetch(url: str, part: Path, bar: Progress, task: TaskID, deadline: float) -
             raise _Broken(f"HTTP {error.code}") from error
         raise CoopError(f"the server refuses {url}: HTTP {error.code} {first_line(Exception(error.reason))}") from error
     except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, OSError) and error.errno in NO_REMEDY:
+        if isinstance(error, OSError) and error.errno in REFUSALS:
             raise CoopError(f"cannot write {part}: {error.strerror}") from error
         raise _Broken(first_line(error)) from error
     except ValueError as error:

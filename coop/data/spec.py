@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from coop.data.dataset import CONTROL, shortened
+from coop.data.dataset import CONTROL, is_class_name, shortened
 from coop.errors import CoopError, unknown, wrong_value
 from coop.io import resource_folder
 
@@ -67,15 +67,15 @@ class DatasetSpec:
 
     name: str
     reader: str  # how to read it where there is no split file: a name in `coop.data.layouts.READERS`
-    template: str  # hand-written prompt with {} for the class name
+    template: str
     title: str = ""
     directory: str = ""  # its folder below the data root
-    images: str = "."  # image folder in `directory`: paths are relative to it
+    images: str = "."
     official_split: OfficialSplit | None = None
-    rename: dict[str, str] = field(default_factory=dict)  # class folder -> class name
-    ignore: list[str] = field(default_factory=list)  # class folders that are left out
+    rename: dict[str, str] = field(default_factory=dict)
+    ignore: list[str] = field(default_factory=list)
     same_names: bool = False  # classes may share a name (ImageNet's missile and sunglasses do)
-    clean_names: bool = False  # class names are made readable: 001.Black_footed_Albatross
+    clean_names: bool = False
     expected: Expected = field(default_factory=Expected)
     downloads: list[Download] = field(default_factory=list)
     needs: list[str] = field(default_factory=list)  # what must be there in the end; empty: the image folder
@@ -85,14 +85,14 @@ class DatasetSpec:
     source: str = ""  # where it comes from: a web page; of dataset=hub, torchvision:NAME or huggingface:ORG/NAME
     licence: str = ""
     size: str = ""
-    # the user's, on the command line
-    root: str | None = None  # the dataset's folder, instead of data root / directory
-    layout: str = "auto"  # of dataset=folder: flat (class folders), parts (train, val, test), or what it looks like
-    file: str | None = None  # the CSV of dataset=csv
-    split_file: str | None = None  # a split file of one's own in the official layout
-    class_names: str | None = None  # a file of names
-    split_seed: int = 1  # of an own split, where there is no official one
-    follow_links: bool = False  # symbolic links may lead out of the folder
+    # the user's alone, on the command line
+    root: str | None = None
+    layout: str = "auto"
+    file: str | None = None
+    split_file: str | None = None
+    class_names: str | None = None
+    split_seed: int = 1
+    follow_links: bool = False
 
 
 def parse_description(mapping: Mapping[str, Any]) -> DatasetSpec:
@@ -114,7 +114,7 @@ def parse_description(mapping: Mapping[str, Any]) -> DatasetSpec:
         if isinstance(value, str) and key != "manual" and (CONTROL.search(value) or len(value) > 1000):
             raise CoopError(f"dataset.{key}={shortened(value)}: give one line of at most 1000 characters")
     for name in spec.rename.values():
-        if not isinstance(name, str) or not name.strip() or CONTROL.search(name):
+        if not is_class_name(name):
             raise CoopError(f"dataset.rename: {shortened(name)} is not a class name")
     if spec.template.count("{}") != 1:
         raise CoopError(f"dataset.template={shortened(spec.template)}: it must contain {{}} once, for the class name")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from coop.data.dataset import CONTROL, EMPTY, OUTSIDE, PARTS, Dataset, Split, path_fault, shortened
+from coop.data.dataset import EMPTY, PARTS, Dataset, Split, is_class_name, path_fault, shortened
 from coop.data.few_shot import places_by_class
 from coop.data.spec import DatasetSpec
 from coop.errors import CoopError, first_line, one_line
@@ -81,25 +81,17 @@ def names_of(parts: Mapping[str, Sequence[Row]], source: str, same_names: bool =
 
 
 def check_rows(rows: Sequence[Any], where: str) -> None:
-    """Raise CoopError for a row that is no [path inside the folder, label from 0 on, class name].
-
-    One plain loop, since a split has up to a hundred thousand rows.
-    """
+    """Raise CoopError for a row that is no [path inside the folder, label from 0 on, class name]."""
     for number, row in enumerate(rows):
         if not isinstance(row, (list, tuple)) or len(row) != 3:
             raise CoopError(f"{where}, item {number} must be [path, label, class name], not {shortened(row)}")
         path, label, name = row
-        if type(path) is not str or not path.strip() or OUTSIDE.search(path) or CONTROL.search(path):
-            raise CoopError(f"{where}, item {number}: {path_fault(path)}")
+        if fault := path_fault(path):
+            raise CoopError(f"{where}, item {number}: {fault}")
         if type(label) is not int or label < 0:
             raise CoopError(f"{where}, item {number}: {shortened(label)} is not a label")
         if not is_class_name(name):
             raise CoopError(f"{where}, item {number}: {shortened(name)} is not a class name")
-
-
-def is_class_name(name: object) -> bool:
-    """Tell whether `name` is a text of one line that is not blank."""
-    return type(name) is str and bool(name.strip()) and not CONTROL.search(name)
 
 
 def check_distinct(names: Sequence[str], source: str) -> None:
@@ -209,14 +201,15 @@ def load_split_file(path: Path) -> dict[str, list[Row]]:
     if not isinstance(content, dict) or not {"train", "test"} <= set(content) <= set(PARTS):
         found = one_line(", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__)
         raise CoopError(f"{path} is not a split file: expected the lists train, val and test, found {found}")
-    parts: dict[str, list[Row]] = {}
-    for part in PARTS:
-        rows = content.get(part, [])
-        if not isinstance(rows, list):
-            raise CoopError(f"{path}: '{part}' must be a list of [path, label, class name], not {type(rows).__name__}")
-        check_rows(rows, f"{path}: '{part}'")
-        parts[part] = [(row[0], row[1], row[2]) for row in rows]
-    return parts
+    return {part: _checked_rows(path, part, content.get(part, [])) for part in PARTS}
+
+
+def _checked_rows(path: Path, part: str, rows: object) -> list[Row]:
+    """Return the rows of a part of a split or sample file, after `check_rows`."""
+    if not isinstance(rows, list):
+        raise CoopError(f"{path}: '{part}' must be a list of [path, label, class name], not {type(rows).__name__}")
+    check_rows(rows, f"{path}: '{part}'")
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 def split_text(parts: Mapping[str, Sequence[Sequence[Any]]], **about: Any) -> str:
@@ -286,10 +279,8 @@ def read_sample_file(path: Path, dataset: Dataset) -> tuple[Split, Split]:
     return train, val
 
 
-def _checked_sample(path: Path, part: str, rows: object, dataset: Dataset) -> Split:
-    if not isinstance(rows, list):
-        raise CoopError(f"{path}: '{part}' must be a list of [path, label, class name]")
-    check_rows(rows, f"{path}: '{part}'")
+def _checked_sample(path: Path, part: str, content: object, dataset: Dataset) -> Split:
+    rows = _checked_rows(path, part, content)
     names, whole = dict(enumerate(dataset.class_names)), dataset.part(part)
     wanted: dict[str, int] = {}
     for image, label, name in rows:
@@ -304,4 +295,4 @@ def _checked_sample(path: Path, part: str, rows: object, dataset: Dataset) -> Sp
             f"{path}: {len(strange)} of {len(wanted)} {part} images are not in the {part} part of dataset "
             f"'{dataset.name}' with that label, first {shortened(strange[0])}"
         )
-    return split_of([(row[0], row[1], row[2]) for row in rows])
+    return split_of(rows)
