@@ -176,7 +176,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         configs = [run_config(single(words))]
     if args.cfg:
-        print("---\n".join(map(config_text, configs)), end="")
+        print("---\n".join(map(config_text, configs)), end="# what a key means: coop run --help-keys KEY\n")
         return 0
     from coop.runs.workers import launcher_of, run_one, run_sweep
 
