@@ -71,6 +71,15 @@ def test_means_deviations_and_differences(results: Path) -> None:
     assert (single["n"], single["std"], single["difference"]) == (1, None, None) or pd.isna(single["std"])
 
 
+@pytest.mark.parametrize("lr, said", [(0.1, "lr, which differ between datasets"), (0.2, "same for all datasets")])
+def test_settings_that_differ_between_datasets_are_named(lr: float, said: str, tmp_path: Path) -> None:
+    """Other datasets have other data; that is no setting."""
+    write(tmp_path, "dtd", "coop", 1, 1, 0.5, data="x", lr=0.2)
+    write(tmp_path, "pets", "coop", 1, 1, 0.5, data="y", lr=lr)
+    (note,) = [note for note in table_of(tmp_path).notes if "same for all datasets" in note]
+    assert note.endswith(said) and "data, " not in note
+
+
 def test_an_ensemble_is_no_baseline(results: Path) -> None:
     write(results, "dtd", "zero_shot", 0, 0, 0.9, template="imagenet7")
     cells = cell_frame(table_of(results, rows=["dataset", "method", "template"]))

@@ -290,12 +290,12 @@ def where(frame: pd.DataFrame, conditions: Mapping[str, Any]) -> pd.DataFrame:
     return frame[kept]
 
 
-def dividing(frame: pd.DataFrame, keys: Sequence[str], candidates: Sequence[str] = ()) -> list[str]:
+def dividing(frame: pd.DataFrame, keys: Sequence[str], candidates: Sequence[str] | None = None) -> list[str]:
     """Return the settings beyond `keys` that tell rows apart, so that no cell averages over more than seeds."""
-    names = candidates or [
-        *(name for name in SETTINGS_LAST if name in frame),
-        *(name for name in frame.columns if name not in SETTINGS_LAST and name not in NOT_SETTINGS),
-    ]
+    names = candidates
+    if names is None:
+        others = (name for name in frame.columns if name not in SETTINGS_LAST and name not in NOT_SETTINGS)
+        names = [*(name for name in SETTINGS_LAST if name in frame), *others]
     codes = {name: pd.factorize(frame[name].map(repr))[0] for name in dict.fromkeys([*keys, *names])}
     groups = np.zeros(len(frame), dtype=np.int64)
     found: list[str] = []

@@ -210,7 +210,7 @@ def class_mean_notes(done: pd.DataFrame) -> list[str]:
 def tuned_note(done: pd.DataFrame, what: str) -> str:
     """Return which settings a series has differently on different datasets, if there are any."""
     place = [key for key in (what, "backbone", "protocol", "shots", "target") if key in done and key != "target"]
-    other = {*place, *NOT_SETTINGS, "dataset", "target", "targets", "validation", "label"}
+    other = {*place, *NOT_SETTINGS, "dataset", "data", "target", "targets", "validation", "label"}
     settings = [str(key) for key in done if key not in other and done[key].map(repr).nunique() > 1]
     inside = dividing(done, [*place, "dataset"], settings)
     tuned = [key for key in dividing(done, [*place, *inside], settings) if key not in inside]
