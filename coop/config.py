@@ -160,9 +160,14 @@ def option_names(method: str) -> frozenset[str]:
     return frozenset(f.name for f in fields(OPTIONS[method]))
 
 
+@cache
+def _all_option_names() -> frozenset[str]:
+    return frozenset().union(*map(option_names, OPTIONS))
+
+
 def check_keys(keys: Iterable[str]) -> None:
     """Raise CoopError, with the closest match, for a key that nothing reads."""
-    options = set().union(*map(option_names, OPTIONS))
+    options = _all_option_names()
     for key in keys:
         head, _, rest = key.partition(".")
         inside = {"dataset": fields(DatasetSpec), "backbone": fields(BackboneConfig)}

@@ -48,8 +48,8 @@ class RunKey:
     sample: str | None
     prompts: str | None = None
 
-    def __hash__(self) -> int:
-        return hash(self.digest)
+    def __hash__(self) -> int:  # options may hold lists
+        return hash((self.dataset, self.backbone, self.method, self.shots, self.seed, self.targets, repr(self.options)))
 
     @classmethod
     def of(cls, config: RunConfig) -> "RunKey":
