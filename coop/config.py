@@ -25,7 +25,7 @@ from yaml import YAMLError
 from coop.data.few_shot import Shots, check_validation
 from coop.data.spec import DatasetSpec, dataset_descriptions, describe_folder, load_description
 from coop.errors import CoopError, first_line, short, unknown
-from coop.io import cache_folder, resource_folder
+from coop.io import cache_folder, read_yaml, resource_folder
 from coop.options import OPTIONS, PRECISIONS, Augment, MethodOptions, Training, from_mapping, method_options
 
 PROTOCOLS = ("all_classes", "base_to_new", "cross_dataset", "domain_generalisation")
@@ -241,11 +241,9 @@ def _file(group: str, name: str) -> dict[str, Any]:
     """Return the keys of a choice's file in conf/."""
     path = resource_folder("conf") / group / f"{name}.yaml"
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, YAMLError) as error:
+        return read_yaml(path)
+    except (YAMLError, ValueError) as error:
         raise CoopError(f"{path}: {first_line(error)}") from error
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
 
 
 @cache

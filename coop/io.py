@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -49,6 +50,17 @@ def resource_folder(name: str) -> Path:
     if beside.is_dir() and (package.parent / "pyproject.toml").is_file():
         return beside
     raise CoopError(f"this installation has no folder '{name}' (looked in {inside} and {beside}): install it again")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a YAML mapping, read by PyYAML's C loader where there is one: it takes a tenth of the time.
+
+    Raises YAMLError, or ValueError for what is not a mapping.
+    """
+    content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    if not isinstance(content, dict):
+        raise ValueError("it is not a mapping")
+    return {str(key): value for key, value in content.items()}
 
 
 def cache_folder() -> Path:

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from coop.data.dataset import CONTROL, is_class_name, shortened
 from coop.errors import CoopError, unknown, wrong_value
-from coop.io import resource_folder
+from coop.io import read_yaml, resource_folder
 
 HUBS = ("torchvision", "huggingface")
 LAYOUTS = ("auto", "flat", "parts")
@@ -146,9 +146,7 @@ def load_description(name: str, /, **overrides: Any) -> DatasetSpec:
     files = dataset_descriptions()
     if name not in files:
         raise unknown("dataset", name[:80], files)
-    mapping = OmegaConf.to_container(OmegaConf.load(files[name]))
-    assert isinstance(mapping, dict)
-    return parse_description({**{str(key): value for key, value in mapping.items()}, **overrides})
+    return parse_description({**read_yaml(files[name]), **overrides})
 
 
 def describe_folder(path: str | Path, taken: Collection[str] = (), **overrides: Any) -> DatasetSpec:

@@ -4,15 +4,16 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
-from typing import Any
-
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, OverrideType
-from hydra.errors import HydraException
+from typing import TYPE_CHECKING, Any
 
 from coop.config import GROUPS, check_keys, chosen_method, group_choices, unused_keys
 from coop.errors import CoopError, first_line, short
+
+if TYPE_CHECKING:  # where no words are parsed, a command does not wait for Hydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Override
 
 Values = dict[str, Any]  # of one run: what its keys are given
 
@@ -32,11 +33,12 @@ def parse(words: Sequence[str]) -> list[Assignment]:
     A value with `{}` and a space is one text, commas included, as is a value that the grammar cannot read. Raises
     CoopError for an unknown key and for words that add to the configuration or take from it.
     """
-    parser = OverridesParser.create()
-    return [_assignment(parser, word) for word in words]
+    return [_assignment(word) for word in words]
 
 
-def _assignment(parser: OverridesParser, word: str) -> Assignment:
+def _assignment(word: str) -> Assignment:
+    from hydra.core.override_parser.types import Glob, OverrideType
+
     key, equals, value = word.partition("=")
     plain = key.lstrip("+~").strip()
     if not equals and not word.startswith("~"):
@@ -49,7 +51,7 @@ def _assignment(parser: OverridesParser, word: str) -> Assignment:
     check_keys([plain])
     if key != plain:
         raise CoopError(f"{short(word)}: keys are given values, not added or taken away: {plain}=VALUE")
-    override = _parsed(parser, key, value)
+    override = _parsed(key, value)
     if override.type != OverrideType.CHANGE or override.package is not None:
         raise CoopError(f"{short(word)}: give KEY=VALUE")
     if not override.is_sweep_override():
@@ -62,28 +64,37 @@ def _assignment(parser: OverridesParser, word: str) -> Assignment:
     if not override.is_discrete_sweep():
         raise CoopError(f"{short(word)}: give a list of values: {key}=A,B or {key}=range(1,4)")
     texts = list(override.sweep_string_iterator())
-    return Assignment(key, tuple(_parsed(parser, key, text).value() for text in texts), word)
+    return Assignment(key, tuple(_parsed(key, text).value() for text in texts), word)
 
 
-def _parsed(parser: OverridesParser, key: str, value: str) -> Override:
+@cache
+def _parser() -> "OverridesParser":
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
+
+
+def _parsed(key: str, value: str) -> "Override":
     """Parse KEY=VALUE; `key` is known to be a plain one."""
+    from hydra.errors import HydraException
+
     if "{}" in value and value.strip()[:1] not in ("'", '"', "["):
         pieces = [value] if " " in value else value.split(",")
         value = ",".join(_quoted(piece) if "{}" in piece else piece for piece in pieces)
     try:
-        return parser.parse_override(f"{key}={value}")
+        return _parser().parse_override(f"{key}={value}")
     except HydraException as error:
         if value.strip()[:1] in ("'", '"', "[", "{"):
             raise CoopError(f"{short(f'{key}={value}')}: {first_line(error)}") from error
     try:
-        return parser.parse_override(f"{key}={_quoted(value)}")
+        return _parser().parse_override(f"{key}={_quoted(value)}")
     except HydraException as error:
         raise CoopError(f"{short(f'{key}={value}')}: {first_line(error)}") from error
 
 
 def parsed_value(key: str, value: str) -> Any:
     """Return one value as the grammar reads it. Raises CoopError for several values."""
-    override = _parsed(OverridesParser.create(), "value", value)
+    override = _parsed("value", value)
     if override.is_sweep_override():
         raise CoopError(f"{short(f'{key}={value}')}: give one value")
     return override.value()
