@@ -141,12 +141,15 @@ def test_one_failure_is_said_and_the_others_go_on(tmp_path: Path) -> None:
             Download(server.url("gone.tar"), creates="videos"),
             Download(server.url("n.mat"), creates="n.mat"),
             manual="ask the authors.",
+            official_split=OfficialSplit("split.json", server.url("gone.json")),
         )
         said: list[str] = []
         assert not prepare_dataset(description, tmp_path, said.append)
         assert "leaves the target folder" in said[0] and "put evil.tar into" in said[0]
         assert "HTTP 404" in said[1]
-        assert said[2:] == ["n.mat: fetched", f"By hand, in {tmp_path / 'mini'}: ask the authors."]
+        assert said[2] == "n.mat: fetched" and "put split.json into" in said[3]
+        assert said[4].startswith("until split.json is there, runs make a split of their own")
+        assert said[5:] == [f"By hand, in {tmp_path / 'mini'}: ask the authors."]
         assert not (tmp_path / "mini/images").exists() and not (tmp_path / "out").exists()
 
 

@@ -37,6 +37,7 @@ from coop.data.splits import (
     load_split_file,
     names_of,
     split_of,
+    split_source,
 )
 from coop.errors import CoopError, first_line, one_line, unknown
 from coop.io import cache_folder, resource_folder, track, write_text
@@ -57,13 +58,13 @@ def read_dataset(description: DatasetSpec | Mapping[str, Any], data_root: Path) 
     """
     spec = description if isinstance(description, DatasetSpec) else parse_description(description)
     folder, root = _existing_folders(spec, data_root)
-    given = find_split_file(spec, folder)
-    if not given and spec.reader not in READERS:
-        raise unknown("reader", one_line(spec.reader), READERS)
-    if given:
-        content = content_of(load_split_file(given[0]), str(given[0]), given[1], spec.same_names)
-    else:
+    file = find_split_file(spec, folder)
+    if file:
+        content = content_of(load_split_file(file), str(file), split_source(spec, file), spec.same_names)
+    elif spec.reader in READERS:
         content = completed(READERS[spec.reader](spec, folder, root), spec.split_seed)
+    else:
+        raise unknown("reader", one_line(spec.reader), READERS)
     notes = list(content.notes)
     if "own split" in content.split_source:
         notes.insert(0, _own_split_note(spec, folder, content))

@@ -227,18 +227,16 @@ def write_split_file(path: Path, parts: Mapping[str, Sequence[Row]]) -> None:
     write_text(path, split_text(parts))
 
 
-def find_split_file(spec: DatasetSpec, folder: Path) -> tuple[Path, str] | None:
-    """Return the split file to read and how results call it: the user's, else the official one, if there is one."""
-    if spec.split_file:
-        path = Path(os.path.expanduser(spec.split_file))
-        for candidate in (path, folder / path):
-            if os.path.isfile(candidate):
-                return candidate, split_source(spec, candidate)
-        raise CoopError(f"dataset.split_file={shortened(spec.split_file)}: no such file, here or in {folder}")
-    official = folder / spec.official_split.file if spec.official_split else None
-    if official and os.path.isfile(official):
-        return official, split_source(spec, official)
-    return None
+def find_split_file(spec: DatasetSpec, folder: Path) -> Path | None:
+    """Return the split file to read: the user's, else the official one, if there is one."""
+    if not spec.split_file:
+        official = folder / spec.official_split.file if spec.official_split else None
+        return official if official and os.path.isfile(official) else None
+    path = Path(os.path.expanduser(spec.split_file))
+    for candidate in (path, folder / path):
+        if os.path.isfile(candidate):
+            return candidate
+    raise CoopError(f"dataset.split_file={shortened(spec.split_file)}: no such file, here or in {folder}")
 
 
 def split_source(spec: DatasetSpec, path: Path) -> str:
