@@ -23,7 +23,13 @@ ZERO = {"dtd": 0.25, "pets": 0.68}
 
 
 def write(folder: Path, dataset: str, method: str, shots: int, seed: int, accuracy: Any, **options: Any) -> Path:
-    key = {"dataset": dataset, "data": "x", "dataset_template": "a {}.", "backbone": "rn50", "architecture": "RN50"}
+    key = {
+        "dataset": dataset,
+        "data": f"images of {dataset}",
+        "dataset_template": "a {}.",
+        "backbone": "rn50",
+        "architecture": "RN50",
+    }
     key |= {"pretrained": "openai", "precision": "fp32", "method": method, "protocol": "all_classes"}
     key |= {"shots": shots, "seed": seed, **options}
     metrics = {"accuracy": accuracy, "macro_f1": 0.5, "ece": 0.1, "mean_confidence": 0.5, "n": 10}
@@ -67,6 +73,7 @@ def test_means_deviations_and_differences(results: Path) -> None:
     assert average["mean"] == pytest.approx(100 * both) and (average["n"], average["datasets"]) == (6, 2)
     assert ("average", "coop", 4) not in cells  # pets has no such run: an average over fewer would mislead
     assert "pets: own split, not the official one" in table.notes
+    assert table.notes[1].endswith("settings are the same for all datasets"), "their images are no setting"
     single = cells["dtd", "zero_shot", 0]
     assert (single["n"], single["std"], single["difference"]) == (1, None, None) or pd.isna(single["std"])
 
@@ -90,7 +97,7 @@ def test_an_ensemble_is_no_baseline(results: Path) -> None:
 def test_settings_are_never_pooled(results: Path) -> None:
     write(results, "dtd", "coop", 1, 1, 0.1, n_ctx=4, epochs=50)
     assert "n_ctx" in table_of(results).keys
-    with pytest.raises(CoopError, match=r"n_ctx \(16, 4, null\).*--rows.*--where n_ctx=16"):
+    with pytest.raises(CoopError, match=r"n_ctx \(4, 16, null\).*--rows.*--where n_ctx=16"):
         table_of(results, rows=["dataset", "method"])
     with pytest.raises(CoopError, match="did you mean 'n_ctx'"):
         table_of(results, rows=["n_ctxs"])

@@ -257,7 +257,10 @@ def _refuse_pooling(frame: pd.DataFrame, keys: Sequence[str]) -> None:
     if not mixed:
         return
     texts = {key: frame[key].map(lambda one: text_of(one, "null")) for key in mixed}
-    found = "; ".join(f"{key} ({', '.join(sorted(set(some)))})" for key, some in texts.items())
+    in_turn = {
+        key: sorted(set(some), key=lambda text: (not text.isdigit(), text.zfill(9))) for key, some in texts.items()
+    }
+    found = "; ".join(f"{key} ({', '.join(some)})" for key, some in in_turn.items())
     key = mixed[0]
     raise CoopError(
         f"a cell would average over more than seeds, over {found}: add {', '.join(mixed)} to --rows or --columns, "
