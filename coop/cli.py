@@ -75,7 +75,13 @@ def _logging(verbose: bool) -> Iterator[None]:
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; KEY=VALUE may also stand after options, where argparse takes no more of them."""
+    """Parse the command line; KEY=VALUE may also stand after options, where argparse takes no more of them.
+
+    Raises CoopError, with the closest match, for a command that there is not.
+    """
+    first = next((word for word in arguments or () if not word.startswith("-")), None)
+    if first is not None and first not in parser.get_default("commands"):
+        raise unknown("command", first, parser.get_default("commands"))
     args, rest = parser.parse_known_args(arguments)
     if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -100,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_import(commands)
     _add_export(commands)
     _add_data(commands)
+    parser.set_defaults(commands=tuple(commands.choices))
     return parser
 
 

@@ -191,6 +191,11 @@ def test_a_mistake_is_one_sentence(
     assert not results_of(tmp_path)
 
 
+def test_a_command_that_there_is_not_has_its_closest_match(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--debug", "tabel"]) == 2
+    assert "unknown command 'tabel': did you mean 'table'?" in capsys.readouterr().err
+
+
 def test_mistakes_after_the_run(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", *arguments, "shots=1", "class_specific=true"]) == 0
     (path,) = results_of(tmp_path)
