@@ -31,6 +31,9 @@ FLAGS = ("--debug", "--verbose")  # may stand anywhere
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, 1 where runs failed or the system refused, 2 for a user's mistake."""
     prepare_process()  # before torch is imported
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed: `coop table >&-`
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
     words = list(sys.argv[1:] if arguments is None else arguments)
     flags = {word for word in words if word in FLAGS}
     try:
@@ -538,6 +541,13 @@ def _output_folder(text: str) -> Path:
     return path
 
 
+def _data_root(text: str) -> Path:
+    """Return the folder of all datasets, as `data_root=` takes it. Raises CoopError for none."""
+    from coop.config import named_path
+
+    return named_path("--data-root", text)
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
@@ -582,7 +592,7 @@ class _DataParser(argparse.ArgumentParser):
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     data = commands.add_parser("data", help="datasets: list, check, prepare, sample")
     kinds = data.add_subparsers(required=True, metavar="list|check|prepare|sample", parser_class=_DataParser)
-    root = Path(os.environ.get("COOP_DATA", "data"))
+    root = os.environ.get("COOP_DATA", "data")
     listed = _command(kinds, "list", "what is there, how complete, under which licence", _data_list)
     check = _command(kinds, "check", "count, look for and decode every image", _data_check)
     prepare = _command(kinds, "prepare", "fetch and unpack what can be; say what to do by hand", _data_prepare)
@@ -591,7 +601,9 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         command.add_argument("name", help="dataset, see 'coop data list'; folder and csv are your own")
         command.epilog = "dataset.KEY=VALUE changes the description, e.g. dataset.root=FOLDER"
     for command in (listed, check, prepare, sample):
-        command.add_argument("--data-root", type=Path, default=root, help="folder of all datasets (COOP_DATA, ./data)")
+        command.add_argument(
+            "--data-root", type=_data_root, default=root, help="folder of all datasets (COOP_DATA, ./data)"
+        )
     check.add_argument("--no-decode", action="store_true", help="look whether files are there, but do not read them")
     check.add_argument("--classes", action="store_true", help="print the counts of every class")
     sample.add_argument("--shots", type=lambda text: text if text == "all" else int(text), required=True,

@@ -131,15 +131,15 @@ def _run_config(values: Mapping[str, Any]) -> RunConfig:
         shots=shots,
         seed=seed,
         validation=settings.validation,
-        sample_file=_path("sample_file", settings.sample_file) if settings.sample_file and kind.trains else None,
+        sample_file=named_path("sample_file", settings.sample_file) if settings.sample_file and kind.trains else None,
         device=settings.device,
         precision=settings.precision,
         workers=_whole("workers", workers, 0, MAX_WORKERS)
         if workers is not None
         else min(8, (os.cpu_count() or 2) // 2),
-        data_root=_path("data_root", settings.data_root),
-        cache=_path("cache", settings.cache) if settings.cache else cache_folder(),
-        results=_path("results", settings.results),
+        data_root=named_path("data_root", settings.data_root),
+        cache=named_path("cache", settings.cache) if settings.cache else cache_folder(),
+        results=named_path("results", settings.results),
     )
 
 
@@ -431,7 +431,8 @@ def _whole(name: str, value: int, least: int, most: int = MAX_SEED) -> int:
     raise CoopError(f"{name}={value}: give a whole number, {least} or more, {limit}")
 
 
-def _path(name: str, value: Any) -> Path:
+def named_path(name: str, value: Any) -> Path:
+    """Return the path that a key's value names, `~` resolved. Raises CoopError for none and for a user unknown here."""
     text = str(value)
     if not text.strip() or "\0" in text or text == "None":
         raise CoopError(f"{name}={short(value)}: give a folder or a file")

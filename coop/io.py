@@ -65,7 +65,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def cache_folder() -> Path:
     """Return the folder for what can be computed again: COOP_CACHE, or ~/.cache/coop."""
-    named = os.environ.get("COOP_CACHE")
+    named = os.environ.get("COOP_CACHE", "").strip()
     try:
         return Path(named).expanduser() if named else Path.home() / ".cache" / "coop"
     except RuntimeError as error:

@@ -184,3 +184,19 @@ def test_standard_output_that_is_a_pipe(tmp_path: Path) -> None:
     code = "from pathlib import Path; from coop.io import write_text; write_text(Path('/dev/stdout'), 'text')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "text"
+
+
+def test_a_closed_standard_output_is_no_error() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m coop.cli run --help-keys >&-"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_data_root_is_read_as_in_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COOP_DATA", "~nosuchuser/data")
+    assert main(["data", "list"]) == 2
+    assert "~nosuchuser" in capsys.readouterr().err
+    monkeypatch.setenv("COOP_DATA", "~/no-data-here")
+    assert main(["data", "list"]) == 0
+    assert str(Path.home() / "no-data-here") in capsys.readouterr().out
