@@ -244,7 +244,7 @@ def _status(planned: "Sequence[PlannedRun]", command: str) -> int:
     from coop.runs.study import match_runs, time_left
 
     results = planned[0].config.results
-    stored = stored_runs(results) if os.path.lexists(results) else []
+    stored = stored_runs(results) if results.is_symlink() or results.exists() else []
     states = {run.key: "missing" for run in planned}
     found = dict(zip(states, match_runs(list({r.key: r for r in planned}.values()), stored), strict=True))
     states |= {key: run.state for key, run in found.items() if run}

@@ -200,3 +200,13 @@ def test_the_data_root_is_read_as_in_a_run(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setenv("COOP_DATA", "~/no-data-here")
     assert main(["data", "list"]) == 0
     assert str(Path.home() / "no-data-here") in capsys.readouterr().out
+
+
+def test_results_that_are_no_folder_are_not_taken_for_missing_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "file").write_text("mine")
+    for name in ("link", "file"):
+        assert main(["study", "demo", "--status", f"results={tmp_path / name}"]) == 2
+        assert str(tmp_path / name) in capsys.readouterr().err
