@@ -20,6 +20,7 @@ from coop.machine import prepare_process
 
 if TYPE_CHECKING:
     from coop.data import DatasetSpec
+    from coop.data.few_shot import Shots
     from coop.learned import Prediction
     from coop.runs.store import StoredRun
     from coop.runs.study import PlannedRun
@@ -548,6 +549,12 @@ def _data_root(text: str) -> Path:
     return named_path("--data-root", text)
 
 
+def _shots(text: str) -> "Shots":
+    from coop.config import parse_shots
+
+    return parse_shots(text)
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
@@ -606,8 +613,7 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         )
     check.add_argument("--no-decode", action="store_true", help="look whether files are there, but do not read them")
     check.add_argument("--classes", action="store_true", help="print the counts of every class")
-    sample.add_argument("--shots", type=lambda text: text if text == "all" else int(text), required=True,
-                        help="images per class, or all")  # fmt: skip
+    sample.add_argument("--shots", type=_shots, required=True, help="images per class, or all")
     sample.add_argument("--seed", type=int, default=1)
     rules = "none, min4 (CoOp: min(shots, 4) per class), shots, full, held_out (one of the shots)"
     sample.add_argument("--validation", default="min4", help=rules)

@@ -114,7 +114,7 @@ def _run_config(values: Mapping[str, Any]) -> RunConfig:
     shots: Shots = 0
     seed = 0
     if kind.trains:
-        shots, seed = _shots(settings.shots), _whole("seed", settings.seed, 0, MAX_SEED)
+        shots, seed = parse_shots(settings.shots), _whole("seed", settings.seed, 0, MAX_SEED)
     dataset = dataset_config(values)
     if settings.precision not in PRECISIONS:
         raise unknown("precision", settings.precision, PRECISIONS)
@@ -413,7 +413,8 @@ def resolve_interpolations(values: Mapping[str, Any]) -> Mapping[str, Any]:
         raise CoopError(f"a value with ${{...}} cannot be resolved: {first_line(error)}") from error
 
 
-def _shots(value: Any) -> Shots:
+def parse_shots(value: Any) -> Shots:
+    """Return images per class, or "all". Raises CoopError for anything else."""
     text = str(value)
     if text == "all":
         return "all"

@@ -123,7 +123,9 @@ def test_own_folder_by_root(eurosat: Path, capsys: pytest.CaptureFixture[str]) -
         ("sample eurosat --shots 1 dataset.rename=[1]", "dataset 'eurosat' is wrong"),
         ("sample eurosat --shots 1 dataset.split_seed={", "dataset.split_seed={"),
         ("sample eurosat --shots 1 --validation min5", "did you mean 'min4'"),
-        ("sample eurosat --shots 0", "from 1 on"),
+        ("sample eurosat --shots 0", "1 or more, or all"),
+        ("sample eurosat --shots 1.5", "shots=1.5"),
+        ("sample eurosat --shots 1 --seed -1", "seed=-1"),
         ("check folder dataset.root=x dataset.name=../y", "dataset.name='../y'"),
     ],
 )

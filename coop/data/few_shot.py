@@ -105,6 +105,8 @@ def _sample(
     check_validation(validation)
     if shots != "all" and (not isinstance(shots, int) or isinstance(shots, bool) or shots < 1):
         raise CoopError(f"shots={shots!r}: give a whole number from 1 on, or 'all'")
+    if seed < 0:  # Python's generator takes -1 for 1
+        raise CoopError(f"seed={seed}: give a whole number, 0 or more")
     stream = random.Random(seed)
     chosen_train = None if shots == "all" else sample_indices(train, shots, stream)
     if validation in ("none", "test"):
