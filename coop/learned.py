@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -302,7 +303,8 @@ def image_files(places: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+            below = [Path(folder, name) for folder, _, names in os.walk(place, onerror=_refuse) for name in names]
+            inside = sorted(path for path in below if path.suffix.lower() in SUFFIXES)
             if not inside:
                 raise CoopError(f"{place} has no images below it (files that end in .jpg, .png, ...)")
             found += inside
@@ -311,6 +313,10 @@ def image_files(places: Sequence[Path]) -> list[Path]:
         else:
             found.append(place)
     return found
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _listed_images(table: Path) -> list[Path]:

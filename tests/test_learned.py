@@ -20,6 +20,7 @@ from coop.errors import CoopError
 from coop.learned import Classifier, Learned, image_files, load_learned, load_method
 from coop.methods import METHODS
 from coop.methods.base import Classes, Method
+from tests.closed_folder import closed_folder
 from tests.methods_plain import CLASSES, NAMES, hand_written, sample, with_context
 from tests.small_towers import FAMILIES, small_backbone
 
@@ -276,3 +277,8 @@ def test_one_bad_file_does_not_lose_the_others(tiny_backbone: Backbone, tmp_path
     for place in ("empty", "wrong.csv"):
         with pytest.raises(CoopError):
             image_files([tmp_path / place])
+    os.mkfifo(tmp_path / "pipe.png")
+    (error,) = [prediction.error for prediction in classifier.predict_files([tmp_path / "pipe.png"])]
+    assert error and "a device or a pipe" in error
+    with closed_folder("closed") as place, pytest.raises(PermissionError):
+        image_files([place])

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from coop.runs.store import (
     write_predictions,
     write_result,
 )
+from tests.closed_folder import closed_folder
 
 R = Path("R")
 
@@ -231,22 +231,9 @@ def test_what_cannot_be_opened_is_damaged(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_read_is_damaged() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        results = Path(name)
-        for run in ("closed", "open"):
-            write_result(results / run, key_of(), result())
-        results.chmod(0o755)
-        (results / "closed").chmod(0)
-        user = os.geteuid()
-        if user == 0:  # who may read everything
-            os.seteuid(65534)
-        try:
-            closed, good = stored_runs(results)
-        finally:
-            os.seteuid(user)
-            (results / "closed").chmod(0o700)
-    assert (closed.state, closed.folder, good.state) == ("damaged", results / "closed", "done")
-    assert closed.error == "Permission denied"
+    with closed_folder("closed") as results:
+        (run,) = stored_runs(results)
+        assert (run.state, run.folder, run.error) == ("damaged", results / "closed", "Permission denied")
 
 
 def test_predictions_come_back(tmp_path: Path) -> None:
