@@ -119,7 +119,7 @@ class RunKey:
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("options", "targets")}
         if self.prompts is None:  # so that the hashes of all other runs are what they were
             del out["prompts"]
-        return {**out, **flat(dataclasses.asdict(self.options)), "targets": dict(self.targets)}
+        return {**out, **flat(vars(self.options)), "targets": dict(self.targets)}
 
     def columns(self) -> dict[str, Any]:
         """Return what tables know of a run: the key without digests of data; `sample` where it has one of its own."""
@@ -145,8 +145,8 @@ class RunKey:
         """
         kind = type(self.options)
         words = [f"shots{self.shots}", f"seed{self.seed}"] if kind.trains else []
-        default = flat(dataclasses.asdict(kind().resolved(self.shots, self.dataset)))
-        for name, value in flat(dataclasses.asdict(self.options)).items():
+        default = flat(vars(kind().resolved(self.shots, self.dataset)))
+        for name, value in flat(vars(self.options)).items():
             if value != default[name] and value is not None:
                 words.append(f"{name}-{_value_word(value)}")
         if self.validation not in (None, DEFAULT_VALIDATION):
@@ -180,11 +180,11 @@ def safe_name(text: str, longest: int = 60) -> str:
 
 
 def flat(mapping: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Return nested keys joined by dots, as they are written on the command line."""
+    """Return nested keys, of mappings and dataclasses, joined by dots, as they are written on the command line."""
     out: dict[str, Any] = {}
     for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{before}{key}.")
+        if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
+            out |= flat(value if isinstance(value, Mapping) else vars(value), f"{before}{key}.")
         else:
             out[before + key] = value
     return out

@@ -240,7 +240,7 @@ def _part_faults(part: Part, labels: Sequence[str]) -> Iterator[str]:
 def study_columns() -> tuple[str, ...]:
     """Return the columns that a study's rows may have: label, target, and what tells runs apart."""
     key = [f.name for f in dataclasses.fields(RunKey) if f.name not in ("options", "targets", "data")]
-    options = {name for kind in OPTIONS.values() for name in flat(dataclasses.asdict(kind()))}
+    options = {name for kind in OPTIONS.values() for name in flat(vars(kind()))}
     return ("label", "target", *key, *sorted(options))
 
 
