@@ -85,7 +85,8 @@ def import_coop(path: Path, backbone: Backbone, class_names: Sequence[str] | Non
     ctx = state.get("ctx")
     if ctx is None or ctx.ndim not in (2, 3):
         raise CoopError(
-            f"{path} holds no context `ctx`, only {', '.join(sorted(state)) or 'nothing'}: it is not CoOp's"
+            f"{path} holds no context `ctx` of 2 or 3 dimensions, only {', '.join(sorted(state)) or 'nothing'}: "
+            "it is not CoOp's"
         )
     if not ctx.isfinite().all():
         raise CoopError(f"the context in {path} holds values that are not finite: train it again")

@@ -161,6 +161,8 @@ def test_what_a_command_says_of_an_error(tmp_path: Path) -> None:
         (tmp_path / "link").mkdir(exist_ok=True)
     assert explanation(caught.value)[0] == 1 and "a link that leads nowhere" in explanation(caught.value)[1]
     assert explanation(OSError(errno.ENOSPC, "No space left on device", "x")) == (1, "No space left on device: x")
+    allocation = RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 8 bytes")
+    assert explanation(allocation) == (1, "there is not enough memory") == explanation(MemoryError())
     assert explanation(ZeroDivisionError("our own")) == (1, "")
 
 
