@@ -55,6 +55,7 @@ class Use:
     changes: dict[str, str] = field(default_factory=dict)
 
 
+QUICK = "epochs=1 augment.views=0"
 CPU = "hours on this machine's CPU"
 NETWORK = "data from the network"
 IMAGENET = "ImageNet's images"
@@ -72,15 +73,15 @@ USES = {
     "coop run dataset=imagenet sample_file=sample.json": Use(IMAGENET),
     "coop data sample imagenet --shots 16 --seed 1 --output sample.json": Use(IMAGENET),
     "coop run -m +experiment=NAME": Use("a placeholder", {"NAME": "demo shots=1 seed=1 epochs=1"}),
-    "coop run dataset=eurosat backbone=rn50 shots=16 n_ctx=4": Use(NETWORK, {"rn50": "lit_lite epochs=1"}),
+    "coop run dataset=eurosat backbone=rn50 shots=16 n_ctx=4": Use(NETWORK, {"rn50": f"lit_lite {QUICK}"}),
     "coop run -m dataset=eurosat,dtd backbone=rn50,vit_b16 method=zero_shot": Use(
         NETWORK, {"rn50,vit_b16": "lit_lite"}
     ),
     "coop run -m dataset=eurosat,dtd backbone=rn50,vit_b16 shots=1,2,4,8,16 n_ctx=4,16 seed=1,2,3": Use(
-        f"{NETWORK}, {CPU}", {"rn50,vit_b16": "lit_lite epochs=1", "1,2,4,8,16": "1,2"}
+        f"{NETWORK}, {CPU}", {"rn50,vit_b16": f"lit_lite {QUICK}", "1,2,4,8,16": "1,2", "1,2,3": "1"}
     ),
     "coop run -m dataset=eurosat,dtd shots=1,4,16 seed=1,2,3 hydra/launcher=local_gpus": Use(
-        f"{CPU}, no GPU", {"shots=1,4,16": "epochs=1 shots=1,4", "local_gpus": "local_gpus jobs=2"}
+        f"{CPU}, no GPU", {"shots=1,4,16": f"{QUICK} shots=1,4", "local_gpus": "local_gpus jobs=2"}
     ),
     "coop run -m dataset=eurosat,dtd shots=1,2,4,8,16 seed=1,2,3 hydra/launcher=local_gpus": Use("as the README's"),
     SLURM: Use("a Slurm cluster"),
@@ -95,7 +96,7 @@ USES = {
     "coop report few_shot dataset=eurosat,dtd backbone=vit_b16": Use(
         NETWORK, {"vit_b16": "lit_lite shots=1 seed=1 epochs=1 n_ctx=16 augment.views=0"}
     ),
-    "coop run dataset=caltech101 protocol=base_to_new": Use(CPU, {"base_to_new": "base_to_new epochs=1"}),
+    "coop run dataset=caltech101 protocol=base_to_new": Use(CPU, {"base_to_new": f"base_to_new {QUICK}"}),
     "coop run dataset=folder dataset.root=~/birds \"dataset.template=a photo of a {}, a bird.\"": Use(
         "quick", {"run ": "run epochs=1 "}
     ),
