@@ -39,6 +39,7 @@ def test_no_default_stands_twice() -> None:
     assert all(f"{group}={default}: one of" in text for group, default in GROUPS.items())
 
 
+@pytest.mark.slow
 def test_every_key_has_a_help_of_its_own() -> None:
     """With the default of each method that has it; what is no key is an error with the closest match."""
     for kind in OPTIONS.values():

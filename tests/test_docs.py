@@ -192,6 +192,7 @@ def test_a_key_that_is_spoken_of_is_one() -> None:
     check_keys(sorted(keys - {"jobs", "key"}))
 
 
+@pytest.mark.slow
 def test_sizes_of_studies_are_those_of_the_table() -> None:
     """experiments/README.md: each study's number of runs."""
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\| ([\d,]+) \|", TEXTS["experiments/README.md"], flags=re.MULTILINE)

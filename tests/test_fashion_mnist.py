@@ -101,6 +101,7 @@ def test_sample_is_balanced_and_within_its_size() -> None:
     assert sum(file.stat().st_size for file in OUT.rglob("*") if file.is_file()) < 2e6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FILES.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
 def test_sample_is_what_the_script_takes_from_the_whole_set() -> None:
     rows = take_sample(whole_rows(FILES, CLASS_NAMES))

@@ -43,6 +43,7 @@ def test_a_method_has_a_card(name: str) -> None:
     assert any(re.search(rf"\b{name}\b", heading) for heading in headings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "prompt_ensemble"])
 def test_base_to_new_works_or_is_refused_before_training_in_one_sentence(name: str) -> None:
     """A method without anything learned moves to new classes, with a score for each, or says why not."""

@@ -82,6 +82,7 @@ def test_inputs(method: Any) -> Tensor:
 test_inputs.__test__ = False  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_fit_save_load(name: str, backbone: Backbone, tmp_path: Path) -> None:
     """The shared backbone stays as it is, what is learned comes back from a file, and moves to other classes."""
@@ -106,6 +107,7 @@ def test_fit_save_load(name: str, backbone: Backbone, tmp_path: Path) -> None:
         torch.testing.assert_close(moved.logits(inputs)[:, 1], logits[:, 3], rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PIXELS)
 def test_kept_rows_change_nothing(name: str, backbone: Backbone) -> None:
     states = []
@@ -174,6 +176,7 @@ def test_merged_checkpoint(name: str, custom: bool) -> None:
     torch.testing.assert_close(others.logits(inputs), expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SETTINGS, "two_stage, stage 2"])
 def test_gradients_against_finite_differences(name: str) -> None:
     """The directional derivative of each method's loss, in float64."""

@@ -13,6 +13,7 @@ from coop.data.images import unpacked_images
 from coop.learned import Classifier
 from coop.runs.store import read_predictions
 
+pytestmark = pytest.mark.slow  # a run of lit_lite on real images
 FASHION = Path(__file__).resolve().parents[1] / "datasets" / "fashion_mnist"
 
 

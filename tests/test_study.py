@@ -79,7 +79,10 @@ def test_few_shot_is_figure_3() -> None:
     assert epochs[False, 8] == epochs[False, 16] == 200 and epochs[True, 16] == 50
 
 
-@pytest.mark.parametrize("name", study_names())
+SLOW = {"methods": pytest.mark.slow}  # of thousands of runs
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in study_names()])
 def test_a_study_runs_the_papers_grid(name: str) -> None:
     study = load_study(name)
     runs = planned_runs(study)
@@ -222,6 +225,7 @@ def test_time_left_is_that_of_the_same_kind() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_command_lists_and_describes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study"]) == 0
     listed = capsys.readouterr().out
