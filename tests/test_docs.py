@@ -124,6 +124,11 @@ USES = {
     "coop run method=...": Use("a placeholder", {"...": "zero_shot"}),
     "coop run -m ...": Use("a placeholder", {"...": "method=zero_shot"}),
     "coop report methods": Use(CPU),
+    "coop run -m +experiment=methods dataset=dtd,eurosat backbone=lit_lite layer=2 depth=4 seed=1": Use(CPU),
+    "coop report methods dataset=dtd,eurosat backbone=lit_lite layer=2 depth=4 seed=1": Use(CPU),
+    "coop data sample eurosat --shots 4 --seed 1 --output sample.json": Use("its sample is for the next one"),
+    "coop run -m dataset=eurosat shots=4 seed=1,2,3,4,5 sample_file=sample.json epochs=50 "
+    "augment.views=0,1,10,epochs": Use(CPU),
 }  # fmt: skip
 FOUND = {page: commands(text) for page, text in TEXTS.items()}
 ALL = sorted({command for found in FOUND.values() for command in found})
