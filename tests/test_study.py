@@ -381,6 +381,10 @@ def test_a_dataset_that_is_not_there_stops_no_other(
         assert [line.split(":")[0] for line in left_out] == ["dtd", "eurosat"]
         assert all(f"coop data prepare {name}" in line for name, line in zip(("dtd", "eurosat"), left_out, strict=True))
         assert len(list(results.rglob("result.json"))) == 2
+    other = ["dataset=fashion_mnist", "method=coop", "sample_file=nowhere.json", *own_words(tiny)]
+    assert main(["run", "-m", *other, f"results={tmp_path / 'other'}"]) == 1
+    out = capsys.readouterr().out
+    assert "nowhere.json" in out and "coop data prepare" not in out  # which would not help
 
 
 def own_words(words: list[str]) -> list[str]:

@@ -459,8 +459,7 @@ def run_sweep(configs: Sequence[RunConfig], launcher: Launcher | None, say: Say)
     resources = Resources()
     jobs, lacking = _checked_jobs(configs, resources)
     for name, reasons in lacking.items():
-        remedy = "" if "coop data prepare" in reasons[0] else f" (coop data prepare {name})"
-        say(f"{name}: {len(reasons)} run{'s' * (len(reasons) != 1)} left out: {reasons[0]}{remedy}")
+        say(f"{name}: {len(reasons)} run{'s' * (len(reasons) != 1)} left out: {reasons[0]}")
     if not jobs:
         return 1
     missing = [job for job in jobs if not job.done]
