@@ -304,7 +304,7 @@ def test_the_demo_is_the_readme_s(tmp_path: Path, cache: Path) -> None:
     """The table that it ends with and, by the command beside it, the first words, to the last digit."""
     table, words = (block for block in fenced(TEXTS["README.md"], "") if "zero_shot" in block or "vector" in block)
     printed = shell("coop demo", tmp_path, cache)
-    assert table in printed
+    assert table in printed, printed
     command, *lines = words.splitlines()
     assert shell(command.removeprefix("$ "), tmp_path, cache).startswith("\n".join(lines[:3]))
     assert (tmp_path / "demo/report/index.html").is_file()
