@@ -11,11 +11,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 def prepare_process() -> None:
     """Set up threads and memory for tensors on a CPU. Call it before torch is imported: OpenMP reads these only once.
 
-    `OMP_WAIT_POLICY=passive`: idle OpenMP threads sleep. They spin by default, which makes the small steps of
-    few-shot training many times slower as soon as anything else uses a core. `OMP_NUM_THREADS`: the cores that this
-    process may use (of its affinity and of its container's quota, where torch would count all). What the user has
-    set stays. Numbers: docs/performance.md.
+    `OMP_WAIT_POLICY=passive`, `GOMP_SPINCOUNT=3000`: idle OpenMP threads wait some microseconds for the next part of a
+    step and then sleep. By default they spin, which makes the small steps of few-shot training many times slower as
+    soon as anything else uses a core; where they sleep at once, waking them takes as long as the step.
+    `OMP_NUM_THREADS`: the cores that this process may use (of its affinity and of its container's quota, where torch
+    would count all). What the user has set stays. Numbers: docs/performance.md.
     """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     keep_freed_memory()

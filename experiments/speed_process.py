@@ -1,6 +1,6 @@
 """What a process's settings do for small steps: OpenMP's waiting and malloc's thresholds (coop.machine).
 
-    python -m experiments.speed --process      # about two minutes
+    python -m experiments.speed --process      # about five minutes
 
 Each measurement is a process of its own, that takes the same steps of CoOp on ten classes; the settings take turns.
 With `busy`, as many processes as there are cores spin beside it.
@@ -18,6 +18,8 @@ from collections.abc import Mapping
 SETTINGS: Mapping[str, Mapping[str, str]] = {
     "as coop sets it": {},
     "OpenMP spins": {"OMP_WAIT_POLICY": "active"},
+    "OpenMP sleeps at once": {"OMP_WAIT_POLICY": "passive"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
     "malloc's defaults": {"MALLOC_TRIM_THRESHOLD_": "131072"},  # set by the user, so that it stays
 }
 STEPS = 50
@@ -32,7 +34,7 @@ def main(repeats: int) -> None:
     for _, (busy, name) in itertools.product(range(repeats), itertools.product((0, available_cores()), SETTINGS)):
         spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
         try:
-            environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MALLOC_"))}
+            environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "MALLOC_"))}
             command = [sys.executable, "-m", "experiments.speed_process"]
             ran = subprocess.run(
                 command, env={**environment, **SETTINGS[name]}, check=True, capture_output=True, text=True
