@@ -116,6 +116,13 @@ USES = {
         "after the demo: test_the_demo_is_the_readme_s"
     ),
     "coop demo": Use("test_the_demo_is_the_readme_s"),
+    "coop run -m backbone=custom backbone.architecture=small_vit/config.json "
+    "backbone.pretrained=small_vit/model.safetensors backbone.name=small_vit    dataset=dtd,caltech101 shots=4,16 "
+    "method=maple depth=3": Use(
+        "the ViT takes 40 minutes", {
+            "small_vit/config.json": "tiny.json", "small_vit/model.safetensors": "tiny.pt", "dtd,caltech101": "dtd",
+            "4,16": "1", "depth=3": "depth=1 epochs=1 augment.views=0",
+        }),
     "coop run -m epochs=0 seed=1,2,3": Use("quick", {"seed=1,2,3": "seed=1 augment.views=0"}),
     "coop run -m dataset=dtd,eurosat method=... shots=1,4,16": Use(
         CPU, {"...": "coop epochs=1", "shots=1,4,16": "shots=1"}
