@@ -259,11 +259,19 @@ def shell(command: str, place: Path, cache: Path) -> str:
     (place / "bin/coop").write_text(f'#!/bin/sh\nexec {sys.executable} -m coop.cli "$@"\n')
     (place / "bin/coop").chmod(0o755)
     path = f"{place / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    mine = {"HOME": str(place), "COOP_CACHE": str(cache), "PYTHONPATH": str(ROOT), "PATH": path, "HF_HUB_OFFLINE": "1"}
+    others = {key: value for key, value in os.environ.items() if key not in ("COOP_DATA", "COLUMNS")}
+    mine = {
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(place),
+        "COOP_CACHE": str(cache),
+        "PYTHONPATH": str(ROOT),
+        "PATH": path,
+        "HF_HUB_OFFLINE": "1",
+    }
     found = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=place,
-        env={key: value for key, value in os.environ.items() if key != "COOP_DATA"} | mine,
+        env=others | mine,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
