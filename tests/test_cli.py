@@ -227,6 +227,7 @@ def test_a_run_from_python_is_the_command_s(arguments: list[str], tmp_path: Path
     assert all(getattr(coop, name) is not None for name in coop.__all__)
 
 
+@pytest.mark.slow
 def test_validation_is_part_of_what_a_run_is(
     arguments: list[str], tmp_path: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

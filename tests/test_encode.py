@@ -107,6 +107,7 @@ def test_many_recomputed_chunks_equal_one_and_keep_less(clip: Backbone) -> None:
         close(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["CLIP with QuickGELU", "no causal mask (MobileCLIP)"])
 @pytest.mark.parametrize("budget", [2**31, 60_000, 1])
 def test_contexts_of_many_images_equal_one_by_one(family: str, budget: int) -> None:

@@ -44,6 +44,7 @@ def test_loads_to_identical_logits(name: str, tiny_backbone: Backbone, tmp_path:
         assert not torch.equal(fresh.logits(f), method.logits(f))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_FEATURES)
 def test_moves_to_new_classes_or_says_why_not(name: str, tiny_backbone: Backbone, tmp_path: Path) -> None:
     """`for_classes` is asked before anything is trained, and after."""

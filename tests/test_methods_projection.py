@@ -91,6 +91,7 @@ def test_gradient_is_the_finite_difference(tiny_backbone: Backbone, kind: type[F
     assert float(grad.view(-1)[place]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=2e-2)
 
 
+@pytest.mark.slow
 def test_the_search_is_brute_force_in_the_released_order(tiny_backbone: Backbone) -> None:
     train, val = sample(tiny_backbone, 2, 2, spread=3.0), sample(tiny_backbone, 20, seed=3, spread=3.0)
     method = LinearAdapter(tiny_backbone, CLASSES, LinearAdapterOptions(steps=3))

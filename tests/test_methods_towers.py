@@ -159,6 +159,7 @@ def test_without_a_change_a_method_is_zero_shot(name: str, backbone: Backbone) -
     torch.testing.assert_close(method.logits(inputs), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()) * 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("custom", [False, True])
 @pytest.mark.parametrize("name", ["clip_lora", "two_stage"])
 def test_merged_checkpoint(name: str, custom: bool) -> None:

@@ -130,6 +130,7 @@ def test_a_report_of_nothing(tmp_path: Path) -> None:
     assert "DTD missing" in page.text("c") and "DTD (missing)" in page.text("b") and "potd 1.71" in page.text("words")
 
 
+@pytest.mark.slow
 def test_a_full_study_is_under_two_megabytes() -> None:
     """Eleven datasets of 200 classes (2191 in truth) with details and images."""
     assert len(render_page(report(ALL, 200)).encode()) < 2_000_000

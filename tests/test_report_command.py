@@ -63,6 +63,7 @@ def test_page_tables_and_figures(arguments: list[str], tmp_path: Path, capsys: p
     assert words.empty or set(words["rank"]) == {1, 2, 3, 4, 5}
 
 
+@pytest.mark.slow
 def test_a_second_report_takes_the_place_of_the_first(arguments: list[str], tmp_path: Path) -> None:
     out = tmp_path / "report"
     (out / "figures").mkdir(parents=True)
