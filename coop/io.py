@@ -85,16 +85,16 @@ def check_writable(path: Path) -> None:
         raise OSError(number, os.strerror(number), str(place))
 
 
-def check_readable(path: Path) -> None:
-    """Raise OSError if a file cannot be read. A device or a pipe is none: it may have no end."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+def check_has_end(path: Path) -> None:
+    """Raise OSError for a device or a pipe, which may have no end, and where nothing is."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
-    path.open("rb").close()
 
 
 def read_file(path: Path) -> bytes:
-    """Return what is in a file, a text file's bytes too. Raises OSError as `check_readable`."""
-    check_readable(path)
+    """Return what is in a file, a text file's bytes too. Raises OSError for what cannot be read, a device or a pipe."""
+    check_has_end(path)
     return path.read_bytes()
 
 

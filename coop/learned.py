@@ -26,7 +26,7 @@ from coop.clip.words import LEARNED_FILE
 from coop.data import open_rgb
 from coop.data.images import SUFFIXES
 from coop.errors import CoopError, first_line, unknown
-from coop.io import atomic_write, check_readable, read_file, track
+from coop.io import atomic_write, check_has_end, read_file, track
 from coop.methods import METHODS
 from coop.methods.base import Classes, Method
 from coop.methods.coop import CoOp, PromptLearner
@@ -139,7 +139,8 @@ def load_learned(place: Path | str) -> Learned:
     """Read a learned file, or that of a run's folder. Raises CoopError if it is not one, or is damaged."""
     path = learned_path(place)
     try:
-        check_readable(path)
+        check_has_end(path)
+        path.open("rb").close()  # the library says less of why it cannot
         with safe_open(path, "pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from coop.data.archives import extract
 from coop.data.dataset import leaves
 from coop.errors import CoopError, first_line, one_line
-from coop.io import cache_folder, check_readable, track
+from coop.io import cache_folder, check_has_end, track
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SHOWN = 10  # broken files named in one error
@@ -27,7 +27,7 @@ def open_rgb(path: str | Path) -> Image.Image:
     dropped and EXIF orientation ignored, as in CoOp. Greyscale of more than 8 bits is scaled, where PIL would clip.
     """
     try:
-        check_readable(Path(path))
+        check_has_end(Path(path))
         with Image.open(path) as image:
             if image.format == "EPS":
                 raise CoopError("it is a PostScript program, and images are not executed")
