@@ -11,7 +11,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from coop.data.few_shot import Shots, check_validation
 from coop.data.spec import DatasetSpec, dataset_descriptions, describe_folder, load_description
 from coop.errors import CoopError, first_line, short, unknown
 from coop.io import cache_folder, read_yaml, resource_folder
-from coop.options import OPTIONS, PRECISIONS, Augment, MethodOptions, Training, from_mapping, method_options
+from coop.options import OPTIONS, PRECISIONS, Augment, MethodOptions, Training, flat, from_mapping, method_options
 
 PROTOCOLS = ("all_classes", "base_to_new", "cross_dataset", "domain_generalisation")
 GROUPS = {"dataset": "fashion_mnist", "backbone": "lit_lite", "method": "coop", "protocol": "all_classes"}
@@ -383,11 +383,7 @@ def _wrapped(kind: type) -> list[str]:
 
 def _flat_defaults(options: MethodOptions) -> dict[str, str]:
     """Return the keys of a method's options, nested ones with a dot, and the defaults as the command line has them."""
-    out: dict[str, str] = {}
-    for key, value in vars(options).items():
-        inner = {f"{key}.{name}": one for name, one in vars(value).items()} if is_dataclass(value) else {key: value}
-        out |= {name: _default_text(one) for name, one in inner.items()}
-    return out
+    return {name: _default_text(value) for name, value in flat(vars(options)).items()}
 
 
 def _default_text(value: Any) -> str:

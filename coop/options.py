@@ -5,7 +5,7 @@ No torch here: studies, tables and reports read options without loading it. A me
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Literal, TypeVar
@@ -1139,6 +1139,17 @@ def from_mapping(kind: type[AnyType], values: Mapping[str, Any], where: str = ""
             raise CoopError(wrong_value(error, where)) from error
     found: AnyType = _parsed[known]
     return found
+
+
+def flat(mapping: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return nested keys, of mappings and dataclasses, joined by dots, as they are written on the command line."""
+    out: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) or is_dataclass(value):
+            out |= flat(value if isinstance(value, Mapping) else vars(value), f"{before}{key}.")
+        else:
+            out[before + key] = value
+    return out
 
 
 def method_options(kind: type[AnyOptions], values: Mapping[str, Any], dataset: str | None = None) -> AnyOptions:

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 from coop.cli import main
-from coop.runs.key import flat
+from coop.options import flat
 from coop.runs.store import FAILURE, RESULT
 from coop.runs.workers import ATTEMPT, RunLocks, Share
 from tests.small_place import make_place, words_for

@@ -13,7 +13,7 @@ from typing import Any
 from coop.config import RunConfig
 from coop.errors import CoopError, short, unknown
 from coop.io import ASSETS
-from coop.options import OPTIONS, MethodOptions, method_options
+from coop.options import OPTIONS, MethodOptions, flat, method_options
 
 DEFAULT_VALIDATION = "min4"  # CoOp's rule, and that of results which do not name theirs
 LONGEST_NAME = 100  # characters of one folder's name
@@ -177,17 +177,6 @@ def safe_name(text: str, longest: int = 60) -> str:
     if len(name.encode()) <= longest:
         return name
     return f"{name.encode()[: longest - 9].decode(errors='ignore')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def flat(mapping: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Return nested keys, of mappings and dataclasses, joined by dots, as they are written on the command line."""
-    out: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
-            out |= flat(value if isinstance(value, Mapping) else vars(value), f"{before}{key}.")
-        else:
-            out[before + key] = value
-    return out
 
 
 _digests: dict[tuple[str, int, int], str] = {}

@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +48,7 @@ class StoredRun:
     result: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
 
-    @property
+    @cached_property
     def targets(self) -> dict[str, dict[str, Any]]:
         """The metrics of each test set, in the run's order: METRICS, `n`, `per_class_accuracy`."""
         return {name: _with_class_mean(metrics) for name, metrics in self.result.get("targets", {}).items()}
@@ -209,6 +210,8 @@ def check_result(content: Mapping[str, Any]) -> None:
 
 def _with_class_mean(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return the metrics of a test set with the mean of its classes' accuracies; None where these are not recorded."""
+    if PER_CLASS in metrics:
+        return metrics
     known = [value for value in metrics.get("per_class_accuracy", {}).values() if value is not None]
     return {PER_CLASS: sum(known) / len(known) if known else None, **metrics}
 

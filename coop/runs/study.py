@@ -22,9 +22,9 @@ from yaml import YAMLError
 from coop.config import MAX_SEED, RunConfig, check_keys, run_config
 from coop.errors import CoopError, first_line, unknown
 from coop.io import read_yaml, resource_folder
-from coop.options import METHOD_NAMES, OPTIONS, from_mapping
+from coop.options import METHOD_NAMES, OPTIONS, flat, from_mapping
 from coop.runs.grid import applied, combinations, parse, word
-from coop.runs.key import RunKey, flat
+from coop.runs.key import RunKey
 from coop.runs.protocol import protocol_named
 from coop.runs.store import METRICS, StoredRun
 
