@@ -9,7 +9,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from coop.config import MAX_SEED, RunConfig, check_keys, run_config
+from coop.config import RunConfig, check_keys, run_config
 from coop.errors import CoopError, first_line, unknown
 from coop.io import read_yaml, resource_folder
 from coop.options import METHOD_NAMES, OPTIONS, flat, from_mapping
@@ -274,30 +274,16 @@ def planned_runs(study: Study, overrides: Sequence[str] = ()) -> list[PlannedRun
         if name not in used:
             raise CoopError(f"{name}: no method of study {study.name} that is asked for uses it")
     planned: dict[tuple[str, RunKey], PlannedRun] = {}
-    first: dict[str, PlannedRun] = {}  # runs that differ in their seed alone are made from the first of them
     for label, job in jobs:
-        seed = job.get("seed")
-        text = f"{label} {job | {'seed': None}}"
-        if type(seed) is not int or not 0 <= seed <= MAX_SEED or "${" in text or "{seed}" in label:
-            text = f"{label} {job}"
-        if text not in first:
-            first[text] = _planned(label, job, study.name)
-        run = first[text]
-        if seed is not None and run.job != job:
-            key, config = replace(run.key, seed=seed), replace(run.config, seed=seed)
-            run = replace(run, key=key, config=config, job=job)
-        planned.setdefault((run.label, run.key), run)
+        config = run_config(job)
+        if config.sample_file:
+            raise CoopError("sample_file=... belongs to one run: a study draws its samples by shots and seed")
+        key = RunKey.of(config)
+        label = _fill(label, key, study.name)
+        targets = [target.name for target in config.protocol.targets]
+        reported = protocol_named(key.protocol).reported(key.dataset, targets)
+        planned.setdefault((label, key), PlannedRun(label, key, reported, job, config))
     return list(planned.values())
-
-
-def _planned(label: str, job: Mapping[str, Any], study: str) -> PlannedRun:
-    config = run_config(job)
-    if config.sample_file:
-        raise CoopError("sample_file=... belongs to one run: a study draws its samples by shots and seed")
-    key = RunKey.of(config)
-    targets = [target.name for target in config.protocol.targets]
-    reported = protocol_named(key.protocol).reported(key.dataset, targets)
-    return PlannedRun(_fill(label, key, study), key, reported, job, config)
 
 
 def _fill(label: str, key: RunKey, study: str) -> str:
