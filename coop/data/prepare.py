@@ -51,15 +51,21 @@ def prepare_dataset(spec: DatasetSpec, data_root: Path, say: Callable[[str], Non
             say(f"{export(spec, folder).name}: written, with the images in {spec.images}")
         if spec.official_split and not (folder / spec.official_split.file).is_file():
             say(f"until {spec.official_split.file} is there, runs make a split of their own where they can, and say so")
-        done = is_complete(spec, folder)
-        for left in work.iterdir() if done and not failures else ():  # of calls that were killed
-            if left.is_dir():
-                shutil.rmtree(left)
-            elif left.name != "lock":
-                left.unlink()
+        done = not failures and is_complete(spec, folder)
+        if done:
+            _remove_leftovers(work)
     if spec.manual and not done:
         say(f"By hand, in {folder}: {spec.manual}")
-    return not failures and done
+    return done
+
+
+def _remove_leftovers(work: Path) -> None:
+    """Remove what calls that were killed left in the work folder, but not the lock, which is ours."""
+    for left in work.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left.name != "lock":
+            left.unlink()
 
 
 @contextmanager
