@@ -512,10 +512,16 @@ def _add_output(command: argparse.ArgumentParser, formats: str) -> None:
 
 
 def _format(args: argparse.Namespace, known: Sequence[str]) -> str:
-    """Return the format that is asked for, or that the ending of --output means. Raises CoopError for another one."""
+    """Return the format that is asked for, or that the ending of --output means; text where it has none.
+
+    Raises CoopError for another one.
+    """
     ending = args.output.suffix.lower() if args.output else ""
-    meant = {".csv": "csv", ".json": "json", ".tex": "latex", ".md": "markdown"}.get(ending, "text")
-    form: str = args.format or (meant if meant in known else "text")
+    endings = {"": "text", ".txt": "text", ".csv": "csv", ".json": "json", ".tex": "latex", ".md": "markdown"}
+    if args.format is None and endings.get(ending) not in known:
+        usual = ", ".join(end for end, form in endings.items() if end and form in known)
+        raise CoopError(f"--output {args.output}: give a name that ends in {usual}, or say --format")
+    form: str = args.format or endings[ending]
     if form not in known:
         raise unknown("format", form, known)
     return form
