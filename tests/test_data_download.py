@@ -101,6 +101,8 @@ def test_no_server_at_all(tmp_path: Path) -> None:
         url = server.url("a")
     with pytest.raises(CoopError, match="5 tries brought no more of .*refused"):
         download(url, tmp_path / "a", pause=0.0)
+    with pytest.raises(CoopError, match="cannot find the server nowhere.invalid"):  # told at once: nothing has come
+        download("http://nowhere.invalid/a", tmp_path / "a", pause=0.0)
     with pytest.raises(CoopError, match="not a web address"):
         download("nonsense", tmp_path / "a", pause=0.0)
 

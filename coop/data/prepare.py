@@ -3,6 +3,7 @@
 import http.client
 import os
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -288,6 +289,11 @@ def _fetch(url: str, part: Path, bar: Progress, task: TaskID, deadline: float) -
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             raise CoopError(f"cannot write {part}: {error.strerror}") from error
+        if isinstance(getattr(error, "reason", None), socket.gaierror) and not _size(part):
+            host = urlsplit(url).hostname
+            raise CoopError(
+                f"cannot find the server {host} of {url}: connect to the network, or mend the address"
+            ) from error
         raise _Broken(first_line(error)) from error
     except ValueError as error:
         raise CoopError(f"{shortened(url)} is not a web address: {first_line(error)}") from error
