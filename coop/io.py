@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -227,21 +227,34 @@ def _display(*columns: ProgressColumn) -> Progress:
     return Progress(*begin, *columns, console=console, transient=True, disable=not sys.stderr.isatty())
 
 
-def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Yield `items`, showing how many of `total` are done: a bar on a terminal, elsewhere a line every 30 seconds."""
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how many of `total` are done: a bar on a terminal, elsewhere a line every 30 s."""
     with progress_display() as display:
         task = display.add_task(description, total=total)
         begin = shown = time.monotonic()
+
+        def show(done: int) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if not display.disable:
+                display.update(task, completed=done)
+            elif now - shown >= PROGRESS_SECONDS:
+                print(f"{description}: {done} of {total} after {now - begin:.0f} s", file=sys.stderr, flush=True)
+                shown = now
+
         try:
-            for done, item in enumerate(items):
-                now = time.monotonic()
-                if display.disable and now - shown >= PROGRESS_SECONDS:
-                    print(f"{description}: {done} of {total} after {now - begin:.0f} s", file=sys.stderr, flush=True)
-                    shown = now
-                yield item
-                display.advance(task)
+            yield show
         finally:
             display.remove_task(task)
+
+
+def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Yield `items`, showing how many of `total` are done."""
+    with progress(description, total) as show:
+        for done, item in enumerate(items):
+            show(done)
+            yield item
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from coop.clip.backbone import Backbone
 from coop.errors import CoopError
 from coop.features import Samples
-from coop.io import progress_display
+from coop.io import progress
 from coop.methods.base import (
     Classes,
     accuracy,
@@ -78,19 +78,16 @@ class LinearProbe(PerClassMethod):
 
     def _search(self, probes: "_Probes", val: Samples) -> tuple[float, float]:
         x, y = val.test_view[:].cpu().numpy(), val.labels.cpu().numpy()
-        with progress_display() as display:
-            task = display.add_task("searching C", total=len(GRID) + BISECTIONS + 1)
+        with progress("searching C", len(GRID) + BISECTIONS + 1) as show:
 
             def fitted(power: float) -> LogisticRegression:
                 probe = probes(power)
-                display.update(task, completed=len(probes.known))
+                show(len(probes.known))
                 return probe
 
             for power in sorted(GRID):  # the strongest penalty is the easiest, and with warm starts begins the path
                 fitted(power)
-            found = search_c(lambda power: float(fitted(power).score(x, y)))
-            display.remove_task(task)
-        return found
+            return search_c(lambda power: float(fitted(power).score(x, y)))
 
     def scores(self, features: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
         """Return the regression's scores."""
