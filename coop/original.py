@@ -100,6 +100,12 @@ def import_coop(path: Path, backbone: Backbone, class_names: Sequence[str] | Non
     names = tuple(class_names or ())
     if class_specific and len(names) != len(ctx):
         raise CoopError(f"the context in {path} is for {len(ctx)} classes, {len(names)} class names were given")
+    try:
+        backbone.learned_rows(names or ("x",), ctx.shape[-2], ctx_position, class_specific)
+    except CoopError as error:
+        raise CoopError(
+            f"the context in {path} does not fit the text tower of {backbone.architecture}: {error}"
+        ) from error
     options = CoOpOptions(n_ctx=ctx.shape[-2], ctx_position=ctx_position, class_specific=class_specific, epochs=0)
     return Learned(
         method="coop",

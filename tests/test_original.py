@@ -129,6 +129,13 @@ def test_class_specific_contexts_need_their_classes(tiny_backbone: Backbone, tmp
             import_coop(path, tiny_backbone, names, "middle")
 
 
+def test_a_context_longer_than_the_text_tower_reads(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    path = original(tmp_path / "model.pth.tar-50", tiny_backbone, torch.zeros(80, 32))
+    for names in (None, NAMES):
+        with pytest.raises(CoopError, match="does not fit the text tower"):
+            import_coop(path, tiny_backbone, names, "end")
+
+
 def test_another_backbone_is_told(tiny_backbone: Backbone, tmp_path: Path) -> None:
     path = original(tmp_path / "model.pth.tar-50", tiny_backbone)
     vision = {"width": 32, "head_width": 16, "layers": 1, "image_size": 16, "patch_size": 8}
