@@ -78,6 +78,11 @@ def test_one_run_and_all_that_follows(
     ):
         assert main([*command, "--output", str(tmp_path / f"out.{ending}")]) == 0
         assert (tmp_path / f"out.{ending}").read_text().startswith(begins)
+    capsys.readouterr()
+    for ending, command in (("xlsx", "table"), ("json", "table"), ("tex", "words")):
+        where = str(folder) if command == "words" else str(tmp_path / "results")
+        assert main([command, where, "--output", str(tmp_path / f"not.{ending}")]) == 2
+        assert "--format" in capsys.readouterr().err and not (tmp_path / f"not.{ending}").exists()
 
 
 def test_a_sweep_goes_on_where_it_stopped(
@@ -95,6 +100,11 @@ def test_a_sweep_goes_on_where_it_stopped(
     assert not attempt.exists()
     assert "5 runs: 4 done already, 1 to do" in capsys.readouterr().out
     assert results_of(tmp_path) == first and [path.stat().st_mtime_ns for path in first[1:]] == stamps[1:]
+    first[0].write_text("{}")
+    assert main(["run", "-m", *grid]) == 1
+    out = capsys.readouterr().out
+    assert "4 done, 0 failed, 1 with a damaged result" in out and str(first[0].parent) in out
+    assert first[0].read_text() == "{}"
 
 
 def test_equal_seeds_give_equal_results(arguments: list[str], tmp_path: Path) -> None:
@@ -189,6 +199,8 @@ def test_a_mistake_is_one_sentence(
     assert err.startswith("coop: ") and len(err.strip().splitlines()) == 1 and "Traceback" not in err
     assert all(word in err for word in named), err
     assert not results_of(tmp_path)
+    if changes[0].startswith(("backbone", "device", "dataset")) and named != ["RN50"]:  # that one has to be loaded
+        assert not (tmp_path / "results").exists(), "a wrong name leaves nothing"
 
 
 def test_a_command_that_there_is_not_has_its_closest_match(capsys: pytest.CaptureFixture[str]) -> None:

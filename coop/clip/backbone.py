@@ -324,6 +324,12 @@ def load_backbone(
     return backbone
 
 
+def check_model(architecture: str, pretrained: str | None, device: str) -> None:
+    """Raise CoopError for names that `load_backbone` would refuse; nothing is loaded."""
+    check_device(device)
+    _resolve(architecture, pretrained)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep open_clip's messages about random weights, which are asked for by name, off the terminal."""

@@ -501,13 +501,16 @@ def _closing(jobs: Sequence[Job], troubles: Sequence[str], say: Say) -> bool:
         say(f"a process of the launcher ended early: {trouble} (what it printed: {results / LOGS})")
     left = [job for job in jobs if not job.done]
     failed = sum((job.folder / FAILURE).is_file() for job in left)
-    text = f"{len(jobs) - len(left)} done, {failed} failed"
+    damaged = [job for job in jobs if job.done and stored_run(job.folder).state == "damaged"]
+    text = f"{len(jobs) - len(left) - len(damaged)} done, {failed} failed"
     if failed:
         text += f" (why: failure.json in its folder under {results})"
+    if damaged:
+        text += f", {len(damaged)} with a damaged result (remove the folder to do it again: {damaged[0].folder})"
     if len(left) > failed:
         text += f", {len(left) - failed} interrupted: the same command does them"
     say(text if left else f"{text}; see: coop table {results}")
-    return bool(left or troubles)
+    return bool(left or troubles or damaged)
 
 
 def describe(folder: Path, results: Path) -> str:
