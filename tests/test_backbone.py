@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.layers import Conv2dSame
 
 from coop.clip.backbone import Backbone, _resolve, load_backbone
 from coop.clip.folding import folded_tower
@@ -240,10 +241,12 @@ def test_features_that_are_no_features_are_refused() -> None:
 @pytest.mark.parametrize("vision, folds", [
     ({"layers": [1, 2, 1, 1], "width": 8, "head_width": 16, "image_size": 32}, True),
     ({"timm_model_name": "test_efficientnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}, True),
+    ({"timm_model_name": "tf_efficientnet_lite0", "timm_pool": "avg", "timm_proj": "linear", "image_size": 48}, True),
+    ({"timm_model_name": "tf_efficientnet_lite0", "timm_pool": "avg", "timm_proj": "linear", "image_size": 45}, True),
     (TINY["vision_cfg"], False),
 ])  # fmt: skip
 def test_folded_tower_computes_the_same(vision: dict[str, Any], folds: bool) -> None:
-    """All batch norms of a ResNet and of timm's tower go; the model itself keeps its own."""
+    """All batch norms of a ResNet and of timm's towers go, and TensorFlow's padding; the model itself keeps its own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = open_clip.CustomTextCLIP(16, vision, TINY["text_cfg"]).eval()
@@ -256,13 +259,16 @@ def test_folded_tower_computes_the_same(vision: dict[str, Any], folds: bool) -> 
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     tower = folded_tower(model.visual, images[:1])
     assert (tower is not model.visual) == folds
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in tower.modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d | Conv2dSame) for module in tower.modules())
     expected = model.visual(images)
     backbone = Backbone(model, lambda image: image, open_clip.SimpleTokenizer())
     torch.testing.assert_close(
         backbone.encode_images(images), expected, rtol=0, atol=4e-6 * float(expected.abs().max())
     )
     torch.testing.assert_close(model.encode_image(images), expected, rtol=0, atol=0)
+    if "timm_model_name" in vision:  # reads images of any size: the copy is made again for another one
+        larger = torch.nn.functional.interpolate(images, size=(size + 6, size + 1))
+        torch.testing.assert_close(backbone.encode_images(larger), model.visual(larger), rtol=0, atol=1e-5)
 
 
 def test_random_weights_are_fixed_and_leave_global_randomness_alone(tiny_json: str) -> None:

@@ -78,7 +78,7 @@ class Backbone:
         self.logit_bias = 0.0 if bias is None else float(bias.detach())
         self.weights_file: Path | None = None  # where `load_backbone` found them
         self._identity: str | None = None
-        self._folded: nn.Module | None = None
+        self._folded: tuple[torch.Size, nn.Module] | None = None  # the image size that it is for, the tower
 
     @property
     def identity(self) -> str:
@@ -138,10 +138,12 @@ class Backbone:
         images = images.to(self.device, self.dtype, non_blocking=True)
         if self.device.type != "cpu" or self.dtype != torch.float32:
             return self.model.visual, images
-        if self._folded is None:
-            self._folded = folded_tower(self.model.visual, images[:1])
-        folded = self._folded is not self.model.visual
-        return self._folded, images.contiguous(memory_format=torch.channels_last) if folded else images
+        size = images.shape[1:]
+        if self._folded is None or self._folded[0] != size:
+            self._folded = size, folded_tower(self.model.visual, images[:1])
+        tower = self._folded[1]
+        folded = tower is not self.model.visual
+        return tower, images.contiguous(memory_format=torch.channels_last) if folded else images
 
     def _checked(self, features: Tensor, names: Sequence[object], kind: str) -> Tensor:
         """Raise CoopError where a feature has no direction: its length is not finite, or 0."""
