@@ -5,20 +5,20 @@ import os
 import sys
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def prepare_process() -> None:
     """Set up threads and memory for tensors on a CPU. Call it before torch is imported: OpenMP reads these only once.
 
-    `OMP_WAIT_POLICY=passive`, `GOMP_SPINCOUNT=3000`: idle OpenMP threads wait some microseconds for the next part of a
+    `OMP_WAIT_POLICY=passive`, `GOMP_SPINCOUNT=2000`: idle OpenMP threads wait some microseconds for the next part of a
     step and then sleep. By default they spin, which makes the small steps of few-shot training many times slower as
     soon as anything else uses a core; where they sleep at once, waking them takes as long as the step.
     `OMP_NUM_THREADS`: the cores that this process may use (of its affinity and of its container's quota, where torch
     would count all). What the user has set stays. Numbers: docs/performance.md.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     keep_freed_memory()
@@ -40,11 +40,12 @@ def keep_freed_memory() -> None:
 
     A step on a CPU allocates and frees tensors of megabytes; by default glibc maps and unmaps each, and the system
     clears its pages anew every time. Does nothing where the C library is another one, or where the user has set
-    MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_.
+    MALLOC_MMAP_MAX_, MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_.
     """
-    if sys.platform != "linux" or {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ):
+    of_the_user = {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+    if sys.platform != "linux" or of_the_user & set(os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # glibc's upper limit
+        mallopt(_M_MMAP_MAX, 0)  # the threshold above which it maps could only be raised to 32 MiB
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from coop.clip.backbone import Backbone, load_backbone
 from coop.features import CPU_BATCH, FeatureCache
+from coop.machine import keep_freed_memory
 from coop.options import Augment
 
 PLAIN_BATCH = 16
@@ -140,5 +141,6 @@ def view_speed(views: int | str, images: int = 4, epochs: int = 200) -> str:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     asked = sys.argv[1]
     print(view_speed(int(asked) if asked.isdigit() else asked, images=40 if asked.isdigit() else 4))
