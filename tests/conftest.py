@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from coop.clip.backbone import Backbone
+from tests.small_towers import TOKENIZER
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +46,7 @@ def tiny_backbone() -> Backbone:
         with torch.no_grad():
             for parameter in (model.token_embedding.weight, model.positional_embedding):
                 parameter.mul_(10)
-    return Backbone(model, lambda image: image, open_clip.SimpleTokenizer(), "tiny")
+    return Backbone(model, lambda image: image, TOKENIZER, "tiny")
 
 
 @pytest.fixture(scope="session")

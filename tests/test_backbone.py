@@ -16,6 +16,7 @@ from coop.clip.folding import folded_tower
 from coop.errors import CoopError
 from coop.methods.coop import CoOp, CoOpOptions
 from tests.methods_plain import CLASSES, sample
+from tests.small_towers import TOKENIZER
 
 TINY: dict[str, Any] = {
     "embed_dim": 16,
@@ -176,7 +177,7 @@ def test_half_precision(precision: str, dtype: torch.dtype, tiny_json: str) -> N
 
 def test_identity_tells_weights_and_architecture_apart(tiny_json: str, tmp_path: Path) -> None:
     def identity(model: Any) -> str:
-        return Backbone(model, lambda image: image, open_clip.SimpleTokenizer()).identity
+        return Backbone(model, lambda image: image, TOKENIZER).identity
 
     changed, checkpoint = tiny_model(), tmp_path / "weights.pt"
     torch.save(changed.state_dict(), checkpoint)
@@ -223,7 +224,7 @@ def test_damaged_weights_are_refused(fault: str, tiny_json: str, tmp_path: Path)
 
 def test_features_that_are_no_features_are_refused() -> None:
     """Where they arise: an image that makes NaN, and a text tower that makes zeros."""
-    backbone = Backbone(tiny_model(), lambda image: image, open_clip.SimpleTokenizer(), "tiny")
+    backbone = Backbone(tiny_model(), lambda image: image, TOKENIZER, "tiny")
     images = torch.randn(3, 3, 16, 16)
     images[1, 0, 0, 0] = torch.inf
     with pytest.raises(CoopError, match="feature of image 'b.png' is not finite: the weights of 'tiny'"):
@@ -261,7 +262,7 @@ def test_folded_tower_computes_the_same(vision: dict[str, Any], folds: bool) -> 
     assert (tower is not model.visual) == folds
     assert not any(isinstance(module, torch.nn.BatchNorm2d | Conv2dSame) for module in tower.modules())
     expected = model.visual(images)
-    backbone = Backbone(model, lambda image: image, open_clip.SimpleTokenizer())
+    backbone = Backbone(model, lambda image: image, TOKENIZER)
     torch.testing.assert_close(
         backbone.encode_images(images), expected, rtol=0, atol=4e-6 * float(expected.abs().max())
     )
@@ -292,7 +293,7 @@ def test_pre_projection(vision: dict[str, Any], width: int) -> None:
         torch.manual_seed(0)
         model: Any = open_clip.CustomTextCLIP(16, vision, TINY["text_cfg"]).eval()
     size = vision["image_size"]
-    backbone = Backbone(model, lambda image: image, open_clip.SimpleTokenizer())
+    backbone = Backbone(model, lambda image: image, TOKENIZER)
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pre = backbone.encode_pre_projection(images)
@@ -311,4 +312,4 @@ def test_a_tower_without_a_projection_has_no_pre_projection_features() -> None:
     vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "none", "image_size": 160}
     model = open_clip.CustomTextCLIP(64, vision, TINY["text_cfg"])
     with pytest.raises(CoopError, match="ends in no linear projection"):
-        _ = Backbone(model, lambda image: image, open_clip.SimpleTokenizer()).projection
+        _ = Backbone(model, lambda image: image, TOKENIZER).projection

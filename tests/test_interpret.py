@@ -21,8 +21,7 @@ from coop.methods.base import Classes
 from coop.methods.coop import CoOp, CoOpOptions
 from coop.report.words import render_words
 from tests.small_place import CONFIG
-
-TOKENIZER = open_clip.SimpleTokenizer()
+from tests.small_towers import TOKENIZER
 
 
 @pytest.fixture(scope="module")

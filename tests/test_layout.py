@@ -4,14 +4,13 @@ import json
 import os
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 
 from coop.clip.prompts import Vocabulary, expand_template, learned_rows, read_prompt_file, shared_length, template_rows
 from coop.errors import CoopError
+from tests.small_towers import TOKENIZER
 
-TOKENIZER = open_clip.SimpleTokenizer()
 NAMES = (
     "forest",
     "annual crop land",

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from coop.methods import METHODS
 from coop.methods.base import Classes
 from coop.methods.zero_shot import ZeroShot
 from coop.options import OPTIONS, ZeroShotOptions
+from tests.small_towers import TOKENIZER
 from tests.test_towers import random, small_clip
 
 NAMES = ("forest", "annual crop land", "great white shark", "abbey", "yin_yang")
@@ -41,7 +41,7 @@ PIXELS = [name for name in SETTINGS if OPTIONS[name].reads == "pixels"]
 def backbone_of(model: Any) -> Backbone:
     steps = [transforms.Resize(16), transforms.CenterCrop(16), transforms.ToTensor()]
     normalise = transforms.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-    return Backbone(model, transforms.Compose([*steps, normalise]), open_clip.SimpleTokenizer())
+    return Backbone(model, transforms.Compose([*steps, normalise]), TOKENIZER)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from coop.clip.encode_deep import DeepPromptEncoder
 from coop.clip.prompts import context_slot
 from coop.clip.towers import Change, Changes, ImageTower, LowRank, TextTower
 from coop.errors import CoopError
-from tests.small_towers import FAMILIES, NAMES, small_backbone
+from tests.small_towers import FAMILIES, NAMES, TOKENIZER, small_backbone
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3}
 VISION = {"image_size": 16, "patch_size": 8, "width": 48, "layers": 3, "head_width": 16}
@@ -43,7 +43,7 @@ def small_clip(custom: bool = False, dtype: torch.dtype = torch.float32, **visio
 
 
 def backbone_of(model: Any) -> Backbone:
-    return Backbone(model, lambda image: image, open_clip.SimpleTokenizer())
+    return Backbone(model, lambda image: image, TOKENIZER)
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
