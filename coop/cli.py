@@ -373,7 +373,7 @@ def _words(args: argparse.Namespace) -> int:
 
     form = _format(args, ("text", "json", "csv"))
     words = context_words(args.place, args.top, args.metric, args.whole_words, args.class_name, args.device)
-    _put(render_words(words, form), args.output)
+    _put(render_words(words, form, None if args.output else _width()), args.output)
     return 0
 
 

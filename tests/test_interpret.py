@@ -121,5 +121,11 @@ def test_class_specific_contexts_are_told_by_class(tiny_backbone: Backbone) -> N
     text = render_words(words, "text").splitlines()
     assert text[0] == "class forest" and text[4] == "class red pond"
     assert text[2].split()[:3] == ["1", "photo", "0.0000"]
+    narrow = render_words(words, "text", 30).splitlines()
+    assert max(map(len, narrow)) <= 30 and narrow[0] == "class forest" and narrow[1].split()[:2] == ["1", "photo"]
+    assert [line.split() for line in text if line.split()[0] in "12"] == [  # a row is two lines
+        narrow[i].split() + narrow[i + 1].split() for i in (1, 3, 6, 8)
+    ]
+    assert render_words(words, "text", 200).splitlines() == text
     with pytest.raises(CoopError, match="unknown format 'jsno': did you mean 'json'"):
         render_words(words, "jsno")

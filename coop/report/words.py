@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +65,11 @@ def context_words(
     return {name: nearest_words(tables[name], source, top, metric, whole_words) for name in wanted}
 
 
-def render_words(words: ContextWords, form: str) -> str:
-    """Return the words as text (a row for each context vector), JSON or CSV (a row for each word)."""
+def render_words(words: ContextWords, form: str, width: int | None = None) -> str:
+    """Return the words as text (a row for each context vector), JSON or CSV (a row for each word).
+
+    `width` is the terminal's, for text: where rows are longer, their words continue on the next line.
+    """
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
     if form == "json":
@@ -87,15 +91,27 @@ def render_words(words: ContextWords, form: str) -> str:
     for name, rows in words.items():
         if name is not None:
             console.print(f"class {name}")
+        texts = [[f"{word_text(word.text, word.whole)} {word.distance:.4f}" for word in row] for row in rows]
+        columns = [max(map(len, column)) for column in zip(*texts, strict=True)]
+        if width is not None and len("vector") + sum(columns) + 2 * len(columns) > width:
+            for number, row in enumerate(texts, start=1):
+                console.print(_wrapped(f"{number:>6}  ", row, width))
+            continue
         grid = RichTable(box=None, pad_edge=False, header_style="bold")
         grid.add_column("vector", justify="right")
-        for rank in range(len(rows[0])):
+        for rank in range(len(columns)):
             grid.add_column(f"{rank + 1}.")
-        for number, row in enumerate(rows, start=1):
-            texts = (f"{word_text(word.text, word.whole)} {word.distance:.4f}" for word in row)
-            grid.add_row(str(number), *texts)
+        for number, row in enumerate(texts, start=1):
+            grid.add_row(str(number), *row)
         console.print(grid)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _wrapped(begin: str, texts: Sequence[str], width: int) -> str:
+    """Return texts in lines of at most `width`, broken between them alone and indented below the first."""
+    kept = "  ".join(text.replace(" ", "\xa0") for text in texts)  # textwrap breaks at no such space
+    lines = textwrap.wrap(kept, width, initial_indent=begin, subsequent_indent=" " * len(begin), break_long_words=False)
+    return "\n".join(lines).replace("\xa0", " ")
 
 
 def word_text(text: str, whole: bool) -> str:
