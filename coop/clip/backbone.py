@@ -326,9 +326,8 @@ def load_backbone(
     return backbone
 
 
-def check_model(architecture: str, pretrained: str | None, device: str) -> None:
+def check_model(architecture: str, pretrained: str | None) -> None:
     """Raise CoopError for names that `load_backbone` would refuse; nothing is loaded."""
-    check_device(device)
     _resolve(architecture, pretrained)
 
 

@@ -21,7 +21,7 @@ import torch
 
 import coop
 from coop.clip.backbone import RANDOM, Backbone, check_model, load_backbone
-from coop.config import RunConfig, config_text, run_config
+from coop.config import BackboneConfig, RunConfig, config_text, run_config
 from coop.data.dataset import EMPTY, Dataset, Split
 from coop.data.few_shot import HELD_OUT, few_shot, few_shot_notes
 from coop.data.images import check_images
@@ -59,7 +59,7 @@ class Resources(Datasets):
         super().__init__()
         self._backbone: tuple[tuple[Any, ...], Backbone, FeatureCache] | None = None
         self._refused: dict[tuple[Any, ...], CoopError] = {}
-        self._checked: set[tuple[Any, ...]] = set()
+        self._known_models: set[BackboneConfig] = set()
         self._tests: dict[tuple[str, Path, range, Tap], torch.Tensor | Rows] = {}
         self._done: dict[Path, dict[RunKey, Path]] = {}
 
@@ -81,12 +81,11 @@ class Resources(Datasets):
             self._backbone = (wanted, loaded, FeatureCache(loaded, config.cache, config.workers))
         return self._backbone[1:]
 
-    def check_backbone(self, config: RunConfig) -> None:
-        """Raise CoopError where the backbone's names or the device are wrong, before anything is written."""
-        wanted = (config.backbone, config.device)
-        if wanted not in self._checked:
-            check_model(config.backbone.architecture, config.backbone.pretrained, config.device)
-            self._checked.add(wanted)
+    def check_backbone(self, model: BackboneConfig) -> None:
+        """Raise CoopError where the backbone's names are wrong, before anything is written."""
+        if model not in self._known_models:
+            check_model(model.architecture, model.pretrained)
+            self._known_models.add(model)
 
     def test_inputs(self, cache: FeatureCache, target: Target, tap: Tap) -> torch.Tensor | Rows:
         """Return the (n, ...) test views of a test set, as the cache's rows of a tap."""
@@ -129,7 +128,7 @@ def prepare(config: RunConfig, resources: Resources) -> Run:
 
     Raises CoopError for what the data does not allow.
     """
-    resources.check_backbone(config)
+    resources.check_backbone(config.backbone)
     dataset = resources.dataset(config.dataset, config.data_root)
     targets = resources.targets(config)
     train, val = EMPTY, EMPTY

@@ -24,6 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from coop.clip.backbone import check_device
 from coop.config import RunConfig
 from coop.errors import CoopError, first_line, one_line, raise_interruption, unknown
 from coop.io import progress_display, remove_temporary_files, track, write_text
@@ -436,6 +437,8 @@ def run_one(config: RunConfig, say: Say) -> None:
     if run.done:
         _unmark_finished(run.folder)
         say(f"done already: {run.folder}")
+    else:
+        check_device(config.device)  # not in `prepare`: a cluster's login node has no GPU
     locks, waiting = RunLocks([run.folder]), False
     while not run.done:
         with locks.lock(run.folder) as access, progress_display():
