@@ -19,7 +19,7 @@ from coop.config import run_config
 from coop.errors import CoopError
 from coop.learned import Classifier, load_learned
 from coop.runs.grid import single
-from coop.runs.run import TUNED_ON_TEST, Resources
+from coop.runs.run import TUNED_ON_TEST, Resources, prepare
 from coop.runs.store import stored_runs
 from tests.small_place import COLOURS, make_place, words_for
 
@@ -308,6 +308,12 @@ def test_a_backbone_that_cannot_be_loaded_is_tried_once(arguments: list[str], tm
             resources.backbone(config)
         errors.append(caught.value)
     assert errors[0] is errors[1]
+
+
+def test_a_sweep_is_prepared_where_there_is_no_gpu(arguments: list[str]) -> None:
+    """On a cluster's login node; the processes that do the runs look for the device."""
+    config = run_config(single([*arguments, "device=cuda:99"]))
+    assert not prepare(config, Resources()).folder.exists()
 
 
 def test_a_sweep_that_finds_no_room_stops_and_loses_nothing(
